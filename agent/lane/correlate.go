@@ -1,0 +1,283 @@
+package lane
+
+import (
+	"slices"
+	"sort"
+	"time"
+)
+
+// Rules say how observations are grouped into inspections.
+type Rules struct {
+	OpenOn     []string      // devices whose scan opens an item
+	CloseOn    []string      // devices whose scan closes the item it belongs to
+	CloseAfter time.Duration // silence that closes an item, on the lane's running time
+	LateFor    time.Duration // how long after closing a keyed result still joins, as a new revision
+	Expected   []Kind        // kinds an item is complete with
+}
+
+// ClosedBy says what closed an inspection.
+type ClosedBy string
+
+// What closes an inspection.
+const (
+	ByScan    ClosedBy = "scan"
+	BySilence ClosedBy = "silence"
+)
+
+// Inspection is the record of one item: which observations belong to it, and
+// whether it is still open. The correlation rules own every field but Revision
+// and Raised, which the reporting step owns.
+type Inspection struct {
+	ID           string        `json:"id"`
+	Observations []uint64      `json:"observations"` // arrival sequences, ascending
+	Devices      []string      `json:"devices"`
+	Kinds        []Kind        `json:"kinds"`
+	Identifiers  []Identifier  `json:"identifiers"`
+	Opened       time.Time     `json:"opened"`
+	LastReceived time.Time     `json:"last_received"`
+	LastElapsed  time.Duration `json:"last_elapsed_ns"`
+	Opening      bool          `json:"opening"` // an opening scan belongs to it
+	Closed       ClosedBy      `json:"closed,omitempty"`
+	ClosedAt     time.Time     `json:"closed_at,omitzero"`
+	ClosedElapse time.Duration `json:"closed_elapsed_ns,omitempty"`
+	Stale        bool          `json:"stale,omitempty"` // an observation joined that no report covers yet
+
+	Revision int       `json:"revision"`         // of the last report; 0 before the first
+	Raised   []Finding `json:"raised,omitempty"` // findings raised and not withdrawn
+}
+
+// Open reports whether the inspection still waits for observations.
+func (in *Inspection) Open() bool { return in.Closed == "" }
+
+// NeedsReport reports whether the inspection is closed and holds something that
+// no report covers yet.
+func (in *Inspection) NeedsReport() bool { return !in.Open() && in.Stale }
+
+// Keys are the index keys under which later observations find the inspection.
+func (in *Inspection) Keys() []string {
+	var keys []string
+	for _, id := range in.Identifiers {
+		if id.Scheme.Unique() || id.Scheme == Belt {
+			keys = append(keys, id.Key())
+		}
+	}
+	return keys
+}
+
+// Missing lists the kinds of want that no observation of the inspection has.
+func (in *Inspection) Missing(want []Kind) []Kind {
+	var missing []Kind
+	for _, k := range want {
+		if !slices.Contains(in.Kinds, k) {
+			missing = append(missing, k)
+		}
+	}
+	return missing
+}
+
+// Placement says where an observation belongs. A nil Inspection is an orphan.
+type Placement struct {
+	Inspection *Inspection
+	New        bool
+}
+
+// Place decides to which inspection o belongs, among the open ones (in the order
+// they opened) and those that recall returns for an index key, and returns that
+// inspection with o added; neither open nor what recall returns is modified.
+// Inspections that fell silent before o arrived must have been closed with
+// Silence first. The same arguments always give the same answer.
+func (r Rules) Place(o *Observation, open []*Inspection, recall func(key string) *Inspection) Placement {
+	opens := slices.Contains(r.OpenOn, o.Device)
+	target := r.match(o, open, recall, opens)
+	if target == nil && !opens {
+		target = current(o, open)
+	}
+	if target != nil {
+		return Placement{Inspection: r.add(target, o)}
+	}
+	if !opens && len(itemKeys(o)) == 0 && !(o.Kind == Label && len(r.OpenOn) == 0) {
+		return Placement{}
+	}
+	fresh := &Inspection{
+		ID:     DeriveID("inspection", o.ID),
+		Opened: o.Received,
+	}
+	return Placement{Inspection: r.add(fresh, o), New: true}
+}
+
+// itemKeys are the index keys o carries, the lane's own item id first.
+func itemKeys(o *Observation) []string {
+	in := Inspection{Identifiers: o.Identifiers}
+	keys := in.Keys()
+	sort.SliceStable(keys, func(i, j int) bool { return isBelt(keys[i]) && !isBelt(keys[j]) })
+	return keys
+}
+
+func isBelt(key string) bool { return len(key) > 5 && key[:5] == "belt:" }
+
+// match finds the inspection that shares an item key with o.
+func (r Rules) match(o *Observation, open []*Inspection, recall func(string) *Inspection, opens bool) *Inspection {
+	for _, key := range itemKeys(o) {
+		for _, in := range slices.Backward(open) {
+			if slices.Contains(in.Keys(), key) {
+				return in
+			}
+		}
+		if in := recall(key); in != nil && !in.Open() && r.mayJoinLate(o, in, key, opens) {
+			return in
+		}
+	}
+	return nil
+}
+
+// mayJoinLate decides whether o still belongs to the closed inspection in. A
+// second opening scan is the item's next visit. A belt number is used again, so
+// by belt number only a result that was still missing joins.
+func (r Rules) mayJoinLate(o *Observation, in *Inspection, key string, opens bool) bool {
+	if o.Elapsed-in.ClosedElapse > r.LateFor || (opens && in.Opening) {
+		return false
+	}
+	return !isBelt(key) || o.Kind == Forensic || !slices.Contains(in.Devices, o.Device)
+}
+
+// current is the inspection that an observation without a known key belongs to:
+// the one opened last, unless the two name different items.
+func current(o *Observation, open []*Inspection) *Inspection {
+	if len(open) == 0 {
+		return nil
+	}
+	in := open[len(open)-1]
+	if conflicts(in.Identifiers, o.Identifiers) {
+		return nil
+	}
+	return in
+}
+
+// conflicts reports whether a and b cannot be of one item: two different parcel
+// numbers of one scheme, or two serialised packs outside any parcel.
+func conflicts(a, b []Identifier) bool {
+	parcel := false
+	for _, x := range a {
+		parcel = parcel || x.Scheme == SSCC || x.Scheme == S10 || x.Scheme == Belt
+	}
+	for _, y := range b {
+		if !y.Scheme.Unique() && y.Scheme != Belt || y.Scheme == SGTIN && parcel {
+			continue
+		}
+		same, other := false, false
+		for _, x := range a {
+			if x.Scheme == y.Scheme {
+				same = same || x.Value == y.Value
+				other = other || x.Value != y.Value
+			}
+		}
+		if other && !same {
+			return true
+		}
+	}
+	return false
+}
+
+// add returns a copy of in with o in it.
+func (r Rules) add(in *Inspection, o *Observation) *Inspection {
+	out := *in
+	if slices.Contains(in.Observations, o.Seq) {
+		return &out // repeating a step changes nothing
+	}
+	out.Observations = append(slices.Clone(in.Observations), o.Seq)
+	out.Devices = withValue(in.Devices, o.Device)
+	out.Kinds = withValue(in.Kinds, o.Kind)
+	out.Identifiers = slices.Clone(in.Identifiers)
+	for _, id := range o.Identifiers {
+		if !slices.ContainsFunc(out.Identifiers, func(x Identifier) bool { return x.Key() == id.Key() }) {
+			out.Identifiers = append(out.Identifiers, id)
+		}
+	}
+	out.LastReceived, out.LastElapsed = o.Received, o.Elapsed
+	out.Opening = in.Opening || slices.Contains(r.OpenOn, o.Device)
+	out.Stale = true
+	if in.Open() && slices.Contains(r.CloseOn, o.Device) {
+		out.Closed, out.ClosedAt, out.ClosedElapse = ByScan, o.Received, o.Elapsed
+	}
+	return &out
+}
+
+func withValue[T comparable](list []T, v T) []T {
+	if slices.Contains(list, v) {
+		return list
+	}
+	return append(slices.Clone(list), v)
+}
+
+// Silence returns closed copies of the open inspections that had heard nothing
+// for CloseAfter when the lane's running time was elapsed. The time of closing is
+// reckoned from the last observation, not from when somebody looked, so that a
+// replay of the same observations closes them at the same instant.
+func (r Rules) Silence(open []*Inspection, elapsed time.Duration) []*Inspection {
+	var closed []*Inspection
+	for _, in := range open {
+		if elapsed-in.LastElapsed <= r.CloseAfter {
+			continue
+		}
+		out := *in
+		out.Closed = BySilence
+		out.ClosedAt = in.LastReceived.Add(r.CloseAfter)
+		out.ClosedElapse = in.LastElapsed + r.CloseAfter
+		closed = append(closed, &out)
+	}
+	return closed
+}
+
+// Grouping is the result of Group.
+type Grouping struct {
+	Inspections []*Inspection // in the order they opened
+	Orphans     []uint64
+}
+
+// Group correlates a set of observations, given in any order and with any
+// repetitions, as the lane would have done while they arrived; at the end it
+// closes what had fallen silent at elapsed. It is what the running lane does one
+// observation at a time, and what a replay does.
+func (r Rules) Group(set []*Observation, elapsed time.Duration) Grouping {
+	sorted := slices.Clone(set)
+	sort.SliceStable(sorted, func(i, j int) bool { return sorted[i].Seq < sorted[j].Seq })
+	sorted = slices.CompactFunc(sorted, func(a, b *Observation) bool { return a.ID == b.ID })
+
+	var g Grouping
+	byKey := map[string]int{}
+	replace := func(in *Inspection) {
+		i := slices.IndexFunc(g.Inspections, func(x *Inspection) bool { return x.ID == in.ID })
+		if i < 0 {
+			i = len(g.Inspections)
+			g.Inspections = append(g.Inspections, in)
+		}
+		g.Inspections[i] = in
+		for _, k := range in.Keys() {
+			byKey[k] = i
+		}
+	}
+	open := func() []*Inspection {
+		return slices.DeleteFunc(slices.Clone(g.Inspections), func(in *Inspection) bool { return !in.Open() })
+	}
+	recall := func(key string) *Inspection {
+		if i, ok := byKey[key]; ok {
+			return g.Inspections[i]
+		}
+		return nil
+	}
+	for _, o := range sorted {
+		for _, in := range r.Silence(open(), o.Elapsed) {
+			replace(in)
+		}
+		p := r.Place(o, open(), recall)
+		if p.Inspection == nil {
+			g.Orphans = append(g.Orphans, o.Seq)
+			continue
+		}
+		replace(p.Inspection)
+	}
+	for _, in := range r.Silence(open(), elapsed) {
+		replace(in)
+	}
+	return g
+}
