@@ -31,6 +31,7 @@ type Arrival struct {
 	Device   string // empty when no device is configured for the topic
 	PacketID uint16 // MQTT packet identifier, 0 for QoS 0
 	Dup      bool   // MQTT DUP flag
+	Session  uint64 // broker session; packet identifiers mean nothing across sessions
 	Received time.Time
 	Payload  Blob
 
@@ -72,6 +73,7 @@ type DeviceStats struct {
 	Duplicates  uint64    `json:"duplicates"`
 	Quarantined uint64    `json:"quarantined"`
 	QoS0        uint64    `json:"qos0"`
+	Damaged     uint64    `json:"damaged"` // images stored although their file is damaged
 	Last        time.Time `json:"last_message"`
 	LastRefusal *Refusal  `json:"last_refusal,omitempty"`
 	LastSeq     uint64    `json:"last_seq"`
@@ -189,8 +191,8 @@ func quarantine(tx *bbolt.Tx, st *state, a *Arrival) (Receipt, error) {
 
 // The two ways in which a repeat is recognised (I3). By the device's own id: the
 // same id with the same content is the same message, however often it comes. By
-// the broker: a redelivery repeats topic, packet identifier and content, and has
-// DUP set; two equal barcodes in flight differ in their packet identifier.
+// the broker: a redelivery repeats topic, packet identifier and content within one
+// session, and has DUP set; two equal barcodes in flight differ in their packet identifier.
 func ownKey(a *Arrival) []byte {
 	if a.Observation == nil || a.Observation.MessageID == "" {
 		return nil
@@ -202,7 +204,7 @@ func redeliveryKey(a *Arrival) []byte {
 	if a.PacketID == 0 {
 		return nil
 	}
-	return bytes.Join([][]byte{[]byte("mqtt"), []byte(a.Topic), strconv.AppendUint(nil, uint64(a.PacketID), 10), []byte(a.Payload.Digest)}, []byte{0})
+	return bytes.Join([][]byte{[]byte("mqtt"), strconv.AppendUint(nil, a.Session, 10), []byte(a.Topic), strconv.AppendUint(nil, uint64(a.PacketID), 10), []byte(a.Payload.Digest)}, []byte{0})
 }
 
 func remember(tx *bbolt.Tx, a *Arrival, what byte, seq uint64) error {
@@ -247,6 +249,33 @@ func findRepeat(tx *bbolt.Tx, st *state, a *Arrival) (uint64, error) {
 	return look(redeliveryKey(a), dedupeWindow)
 }
 
+// NewSession records that the broker began a new session for this lane, and
+// returns its number.
+func (s *Store) NewSession() (n uint64, err error) {
+	err = s.update(func(tx *bbolt.Tx) error {
+		st, err := getState(tx)
+		if err != nil {
+			return err
+		}
+		st.Session++
+		n = st.Session
+		return putState(tx, st)
+	})
+	return n, err
+}
+
+// Session returns the number of the last broker session.
+func (s *Store) Session() (n uint64, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		st, err := getState(tx)
+		if err == nil {
+			n = st.Session
+		}
+		return err
+	})
+	return n, err
+}
+
 // unknownDevice is the name under which messages without a configured device are
 // counted.
 const unknownDevice = "?"
@@ -272,6 +301,10 @@ func count(tx *bbolt.Tx, a *Arrival, r Receipt) error {
 	case Stored:
 		d.Stored++
 		d.LastSeq = r.Seq
+		if img := a.Observation.Image; img != nil && img.Damage != "" {
+			d.Damaged++
+			d.LastRefusal = &Refusal{img.Code, img.Damage}
+		}
 	case Duplicate:
 		d.Duplicates++
 	case Quarantined:

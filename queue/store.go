@@ -80,6 +80,7 @@ type state struct {
 	Lane      lane.Lane     `json:"lane"`
 	Key       string        `json:"key"` // id of the lane's key at creation
 	Epoch     uint64        `json:"epoch"`
+	Session   uint64        `json:"session"` // broker session
 	Elapsed   time.Duration `json:"elapsed_ns"`
 	Received  uint64        `json:"received"`   // messages acknowledged or about to be
 	Stored    uint64        `json:"stored"`     // = last observation sequence
