@@ -68,8 +68,6 @@ type Check struct {
 	Reference      *Reference   `json:"reference,omitempty"`
 	Algorithm      *Algorithm   `json:"algorithm,omitempty"`
 	Evidence       []Digest     `json:"evidence,omitempty"`
-	// Strong marks a failed check whose evidence alone is strong; see Strength.
-	Strong bool `json:"-"`
 }
 
 // Strength says how much a Finding weighs.

@@ -1,0 +1,166 @@
+package vision
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"inspectd.org/inspectd/agent/lane"
+)
+
+// Analysis is everything the packs say about one photograph. It does not depend on
+// what labels say: the report chooses among the candidates.
+type Analysis struct {
+	Width      int         `json:"width"`
+	Height     int         `json:"height"`
+	Candidates []Candidate `json:"candidates"` // best first
+	// Failed tells why there is no answer; Code goes with it.
+	Failed string    `json:"failed,omitempty"`
+	Code   lane.Code `json:"code,omitempty"`
+}
+
+// Candidate is a product that the photograph may show.
+type Candidate struct {
+	Product   string          `json:"product"`
+	Name      string          `json:"name"`
+	GTINs     []string        `json:"gtins"`
+	Reference *lane.Reference `json:"reference"`
+	Agreement float64         `json:"agreement"` // share of textured patches that fit
+	Inliers   int             `json:"inliers"`
+	Reason    string          `json:"reason,omitempty"` // why it could not be judged
+	Misfit    float64         `json:"misfit"`           // worst region, in units of its limit
+	Checks    []lane.Check    `json:"checks,omitempty"`
+	Overlay   *lane.Evidence  `json:"overlay,omitempty"`
+}
+
+// Judged reports whether the candidate's regions were compared.
+func (c *Candidate) Judged() bool { return len(c.Checks) > 0 }
+
+// Picture is an image made to explain, to be kept as evidence.
+type Picture struct {
+	Evidence lane.Evidence
+	Bytes    []byte
+}
+
+const (
+	shortlist  = 4    // products compared in full
+	minMatches = 12   // matching points from which a comparison is worth its time
+	minAgree   = 0.45 // agreement below which a photograph shows another product
+)
+
+// Examine asks the packs about a photograph. A failure of the worker, or an image
+// it refuses, is told in the Analysis; an error means that nothing could be asked
+// at all and the same call may succeed later.
+func (p *Packs) Examine(ctx context.Context, pool *Pool, image []byte) (*Analysis, []Picture, error) {
+	a := &Analysis{Candidates: []Candidate{}}
+	var pictures []Picture
+	err := pool.With(ctx, func(w *Worker) error {
+		var f *Features
+		var err error
+		if a.Width, a.Height, f, err = w.Open(image); err != nil {
+			return err
+		}
+		for _, hit := range p.search(f) {
+			c, pic, err := hit.compare(w)
+			if err != nil {
+				return err
+			}
+			a.Candidates = append(a.Candidates, *c)
+			if pic != nil {
+				pictures = append(pictures, *pic)
+			}
+		}
+		return nil
+	})
+	var refused *Refused
+	switch {
+	case err == nil:
+	case errors.As(err, &refused):
+		a.Failed, a.Code = refused.Reason, "IMG_QUALITY"
+	case errors.Is(err, ErrWorkerDied):
+		return nil, nil, err
+	default:
+		return nil, nil, err
+	}
+	slices.SortStableFunc(a.Candidates, func(x, y Candidate) int { return cmp.Compare(y.Agreement, x.Agreement) })
+	return a, pictures, nil
+}
+
+// hit is a product whose features the photograph shares.
+type hit struct {
+	pack    *Pack
+	product *Product
+	pairs   []Pair
+}
+
+// search finds the products that share most features with the photograph.
+func (p *Packs) search(f *Features) []hit {
+	var hits []hit
+	for _, pack := range p.List {
+		for i := range pack.Products {
+			product := &pack.Products[i]
+			if pairs := MatchFeatures(product.features, f); len(pairs) >= minMatches {
+				hits = append(hits, hit{pack, product, pairs})
+			}
+		}
+	}
+	slices.SortStableFunc(hits, func(x, y hit) int { return cmp.Compare(len(y.pairs), len(x.pairs)) })
+	return hits[:min(len(hits), shortlist)]
+}
+
+func (p *Product) request(pairs []Pair) (CompareRequest, [][]byte) {
+	req := CompareRequest{Pairs: pairs, Regions: p.Regions}
+	files := [][]byte{p.face}
+	for _, f := range p.Fakes {
+		req.Fakes = append(req.Fakes, FakeRequest{f.Name, f.Region})
+		files = append(files, f.picture)
+	}
+	return req, files
+}
+
+func (h *hit) compare(w *Worker) (*Candidate, *Picture, error) {
+	req, files := h.product.request(h.pairs)
+	m, err := w.Compare(req, files...)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &Candidate{
+		Product: h.product.ID, Name: h.product.Name, GTINs: h.product.GTINs,
+		Reference: &lane.Reference{Pack: h.pack.ID, Version: h.pack.Version, SHA256: h.pack.SHA256},
+		Agreement: round(m.Agreement), Inliers: m.Inliers, Reason: m.Reason,
+	}
+	if !m.Aligned {
+		return c, nil, nil
+	}
+	if m.Agreement < minAgree {
+		c.Reason = fmt.Sprintf("only %.0f %% of the face's details are found again", 100*m.Agreement)
+		return c, nil, nil
+	}
+	c.Checks = h.product.checks(c.Reference, m)
+	for name, rm := range m.Regions {
+		c.Misfit = max(c.Misfit, round(h.product.judge(name, rm).worst()))
+	}
+	pic, err := c.explain(w)
+	return c, pic, err
+}
+
+// explain draws the regions that failed onto the photograph.
+func (c *Candidate) explain(w *Worker) (*Picture, error) {
+	var marks []Mark
+	for _, check := range c.Checks {
+		if check.Outcome == lane.Fail && len(check.Region) == 4 {
+			marks = append(marks, Mark{Quad: [4][2]float64(check.Region), Label: check.Name[len("vision/"):], Bad: true})
+		}
+	}
+	if len(marks) == 0 {
+		return nil, nil
+	}
+	jpeg, err := w.Overlay(marks)
+	if err != nil {
+		return nil, err
+	}
+	c.Overlay = &lane.Evidence{SHA256: lane.Sum(jpeg), MediaType: "image/jpeg", Size: int64(len(jpeg)), Role: "overlay"}
+	return &Picture{*c.Overlay, jpeg}, nil
+}
