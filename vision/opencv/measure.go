@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"image"
 	"math"
+	"slices"
 
 	"gocv.io/x/gocv"
 
@@ -164,8 +165,8 @@ func newGrid(img *gocv.Mat) (*grid, error) {
 	return g, nil
 }
 
-// inside calls fn for the cells that lie wholly inside r, or else for those that
-// lie wholly outside of it.
+// each calls fn for the cells that lie wholly inside r, or wholly outside of it,
+// with the cell's place in the image, -0.5 to 0.5.
 func (g *grid) each(r image.Rectangle, inside bool, fn func(i int, u, v float64)) {
 	for cy := range g.rows {
 		for cx := range g.cols {
@@ -232,19 +233,31 @@ func fitLight(reference, observed *grid, r image.Rectangle, k int) []float64 {
 			samples = append(samples, sample{terms(u, v, math.Log(reference.bgr[i][k]+1)), math.Log(observed.bgr[i][k] + 1)})
 		}
 	})
-	weights := make([]float64, len(samples))
-	for i := range weights {
-		weights[i] = 1
+	if len(samples) == 0 {
+		return []float64{0, 0, 0, 0, 0, 0, 1}
 	}
-	model := []float64{0, 0, 0, 0, 0, 0, 1}
-	for range 5 {
+	// Begin with the median gain, which half of the face may not move, and let the
+	// model bend while patches that differ (another ink, a missing seal) lose their
+	// say: Cauchy weights on an ever smaller scale.
+	gains := make([]float64, len(samples))
+	for i, s := range samples {
+		gains[i] = s.y - s.t[6]
+	}
+	slices.Sort(gains)
+	model := []float64{gains[len(gains)/2], 0, 0, 0, 0, 0, 1}
+	for _, scale := range []float64{0.15, 0.08, 0.04, 0.03, 0.03, 0.03} {
 		var normal [7][8]float64
-		for i, s := range samples {
+		for _, s := range samples {
+			e := s.y
+			for a := range 7 {
+				e -= model[a] * s.t[a]
+			}
+			weight := 1 / (1 + (e/scale)*(e/scale))
 			for a := range 7 {
 				for b := range 7 {
-					normal[a][b] += weights[i] * s.t[a] * s.t[b]
+					normal[a][b] += weight * s.t[a] * s.t[b]
 				}
-				normal[a][7] += weights[i] * s.t[a] * s.y
+				normal[a][7] += weight * s.t[a] * s.y
 			}
 		}
 		solved, ok := solve(normal)
@@ -252,13 +265,6 @@ func fitLight(reference, observed *grid, r image.Rectangle, k int) []float64 {
 			return model
 		}
 		model = solved[:]
-		for i, s := range samples {
-			e := s.y
-			for a := range 7 {
-				e -= model[a] * s.t[a]
-			}
-			weights[i] = 1 / (1 + (e/0.03)*(e/0.03)) // Cauchy: a patch that differs counts little
-		}
 	}
 	return model
 }
