@@ -212,3 +212,10 @@ func (p *Product) HasGTIN(gtins []string) bool {
 
 // FaceFile returns the PNG of the genuine face.
 func (p *Product) FaceFile() []byte { return p.face }
+
+// Know reports whether some product of the packs carries one of the GTINs.
+func (p *Packs) Know(gtins []string) bool {
+	return slices.ContainsFunc(p.List, func(pack *Pack) bool {
+		return slices.ContainsFunc(pack.Products, func(x Product) bool { return x.HasGTIN(gtins) })
+	})
+}

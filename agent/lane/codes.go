@@ -39,6 +39,7 @@ var Codes = map[Code]CodeInfo{
 	"IMG_LAYOUT":          {Goods, 35, "open_inspect", "Artwork differs from the genuine one", "Compare with the reference picture."},
 	"IMG_COLOUR":          {Goods, 35, "open_inspect", "Colour differs from the genuine one", "Compare with the reference picture under white light."},
 	"IMG_PRINT":           {Goods, 25, "open_inspect", "Print quality differs from the genuine one", "Look at the print with a loupe."},
+	"IMG_PRODUCT_OTHER":   {Goods, 45, "open_inspect", "Picture shows another product than the code names", "Open the parcel; compare code and product."},
 	"IMG_QUALITY":         {Capture, 0, "rescan", "Image cannot be judged", "Take the picture again: whole pack, sharp, no glare."},
 	"IMG_INCOMPLETE":      {Capture, 0, "rescan", "Image file is damaged or cut off", "Take the picture again; check the camera's network."},
 	"IMG_LOSSY":           {Capture, 0, "none", "X-ray image was compressed with loss", "Set the scanner to PNG, TIFF or DICOM."},
