@@ -71,6 +71,51 @@ func (s *Store) Commit(step Step) error {
 	})
 }
 
+// CloseSilent closes the open inspections that fell silent. silence is asked for
+// them, with the lane's running time, inside the transaction, and only when every
+// stored observation was correlated: an observation accepted later carries a later
+// running time, so a replay closes the same inspections at the same places. While
+// observations wait it stores nothing and returns ErrBehind.
+func (s *Store) CloseSilent(silence func(elapsed time.Duration) []*lane.Inspection) (closed []*lane.Inspection, err error) {
+	err = s.update(func(tx *bbolt.Tx) error {
+		st, err := getState(tx)
+		if err != nil {
+			return err
+		}
+		if st.Cursor != st.Stored {
+			return ErrBehind
+		}
+		st.Elapsed = max(st.Elapsed, s.elapsed())
+		if closed = silence(st.Elapsed); len(closed) == 0 {
+			return errNothing
+		}
+		if err := putInspections(tx, st, Step{Inspections: closed}); err != nil {
+			return err
+		}
+		return putState(tx, st)
+	})
+	if errors.Is(err, errNothing) {
+		err = nil
+	}
+	return closed, err
+}
+
+// errNothing rolls a transaction back that has nothing to say.
+var errNothing = errors.New("nothing to store")
+
+// NextSilence is how long until the first of the open inspections falls silent,
+// given when each last heard something; after is CloseAfter of the rules.
+func (s *Store) NextSilence(open []*lane.Inspection, after time.Duration) (time.Duration, bool) {
+	if len(open) == 0 {
+		return 0, false
+	}
+	first := open[0].LastElapsed
+	for _, in := range open[1:] {
+		first = min(first, in.LastElapsed)
+	}
+	return max(0, first+after-s.elapsed()) + time.Millisecond, true
+}
+
 func putInspections(tx *bbolt.Tx, st *state, step Step) error {
 	for _, in := range step.Inspections {
 		if tx.Bucket(bktInsp).Get([]byte(in.ID)) == nil {
@@ -304,8 +349,8 @@ func each[T any](tx *bbolt.Tx, bucket []byte, fn func(key []byte, v *T) (bool, e
 }
 
 // Analysis is what an image check answered, kept so that a later revision, or a
-// restart, need not ask again. Attempts is made durable before each try: an image
-// that crashes the worker cannot do so for ever (I8).
+// restart, need not ask again. Attempts counts the workers that the image has cost:
+// one that crashes them cannot do so for ever (I8).
 type Analysis struct {
 	Attempts int             `json:"attempts"`
 	Result   json.RawMessage `json:"result,omitempty"`

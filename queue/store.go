@@ -39,6 +39,8 @@ var (
 	// ErrFinal is returned when a write or sync failed in a way that leaves unknown
 	// what is on disk (I13): the process must acknowledge nothing more and exit.
 	ErrFinal = errors.New("storage failed; what is on disk is uncertain")
+	// ErrBehind is returned by CloseSilent while observations wait to be correlated.
+	ErrBehind = errors.New("observations wait to be correlated")
 	// ErrNotFound is returned when nothing is stored under a name.
 	ErrNotFound = errors.New("not in the store")
 	// ErrCorrupt is returned when a stored value fails its checksum.
@@ -288,9 +290,9 @@ func (s *Store) Lane() lane.Lane { return s.lane }
 // Key is the lane's signing key.
 func (s *Store) Key() *evidence.Key { return s.key }
 
-// Elapsed is the lane's running time at instant t, which must carry Go's
-// monotonic reading. It continues across restarts and never goes back.
-func (s *Store) Elapsed(t time.Time) time.Duration { return s.base + max(0, t.Sub(s.started)) }
+// elapsed is the lane's running time now. It continues across restarts, leaves out
+// the time the daemon was down, and never goes back.
+func (s *Store) elapsed() time.Duration { return s.base + time.Since(s.started) }
 
 // Changed returns a channel that is closed at the next commit.
 func (s *Store) Changed() <-chan struct{} {

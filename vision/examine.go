@@ -2,7 +2,6 @@ package vision
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -50,42 +49,32 @@ const (
 	minAgree   = 0.45 // agreement below which a photograph shows another product
 )
 
-// Examine asks the packs about a photograph. A failure of the worker, or an image
-// it refuses, is told in the Analysis; an error means that nothing could be asked
-// at all and the same call may succeed later.
-func (p *Packs) Examine(ctx context.Context, pool *Pool, image []byte) (*Analysis, []Picture, error) {
+// Examine asks the packs about a photograph. An image the worker refuses is told in
+// the Analysis; an error is one of the worker itself.
+func (p *Packs) Examine(w *Worker, image []byte) (*Analysis, []Picture, error) {
 	a := &Analysis{Candidates: []Candidate{}}
 	var pictures []Picture
-	err := pool.With(ctx, func(w *Worker) error {
-		var f *Features
-		var err error
-		if a.Width, a.Height, f, err = w.Open(image); err != nil {
-			return err
-		}
+	var f *Features
+	var err error
+	if a.Width, a.Height, f, err = w.Open(image); err == nil {
 		for _, hit := range p.search(f) {
-			c, pic, err := hit.compare(w)
-			if err != nil {
-				return err
+			var c *Candidate
+			var pic *Picture
+			if c, pic, err = hit.compare(w); err != nil {
+				break
 			}
 			a.Candidates = append(a.Candidates, *c)
 			if pic != nil {
 				pictures = append(pictures, *pic)
 			}
 		}
-		return nil
-	})
+	}
 	var refused *Refused
-	switch {
-	case err == nil:
-	case errors.As(err, &refused):
-		a.Failed, a.Code = refused.Reason, "IMG_QUALITY"
-	case errors.Is(err, ErrWorkerDied):
-		return nil, nil, err
-	default:
-		return nil, nil, err
+	if errors.As(err, &refused) {
+		return &Analysis{Candidates: []Candidate{}, Failed: refused.Reason, Code: "IMG_QUALITY"}, nil, nil
 	}
 	slices.SortStableFunc(a.Candidates, func(x, y Candidate) int { return cmp.Compare(y.Agreement, x.Agreement) })
-	return a, pictures, nil
+	return a, pictures, err
 }
 
 // hit is a product whose features the photograph shares.

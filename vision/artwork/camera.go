@@ -5,6 +5,7 @@ import (
 	"image"
 	"image/color"
 	"image/jpeg"
+	"image/png"
 	"math"
 	"math/rand/v2"
 )
@@ -59,6 +60,15 @@ func Photograph(face *image.RGBA, seed uint64) *image.RGBA {
 func JPEG(img image.Image) []byte {
 	var b bytes.Buffer
 	if err := jpeg.Encode(&b, img, &jpeg.Options{Quality: 90}); err != nil {
+		panic(err) // a bytes.Buffer takes everything
+	}
+	return b.Bytes()
+}
+
+// PNG encodes a picture without loss.
+func PNG(img image.Image) []byte {
+	var b bytes.Buffer
+	if err := png.Encode(&b, img); err != nil {
 		panic(err) // a bytes.Buffer takes everything
 	}
 	return b.Bytes()

@@ -42,10 +42,10 @@ type Product struct {
 // demonstrations.
 func Products() []Product {
 	return []Product{
-		{"velmaris-20", "VELMARIS", "Orestatin", "20 mg", "09520001000011", color.RGBA{0, 96, 168, 255}, 5, "Velmaris Laboratories"},
-		{"velmaris-40", "VELMARIS", "Orestatin", "40 mg", "09520001000028", color.RGBA{200, 80, 20, 255}, 5, "Velmaris Laboratories"},
-		{"corvexa-10", "CORVEXA", "Lindaprol", "10 mg", "09520002000010", color.RGBA{20, 130, 80, 255}, 7, "Corvexa Pharma"},
-		{"sanoquill-500", "SANOQUILL", "Amoxeril", "500 mg", "09520003000019", color.RGBA{150, 30, 60, 255}, 3, "Sanoquill"},
+		{"velmaris-20", "VELMARIS", "Orestatin", "20 mg", "09520001000010", color.RGBA{0, 96, 168, 255}, 5, "Velmaris Laboratories"},
+		{"velmaris-40", "VELMARIS", "Orestatin", "40 mg", "09520001000027", color.RGBA{200, 80, 20, 255}, 5, "Velmaris Laboratories"},
+		{"corvexa-10", "CORVEXA", "Lindaprol", "10 mg", "09520002000019", color.RGBA{20, 130, 80, 255}, 7, "Corvexa Pharma"},
+		{"sanoquill-500", "SANOQUILL", "Amoxeril", "500 mg", "09520003000018", color.RGBA{150, 30, 60, 255}, 3, "Sanoquill"},
 	}
 }
 

@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"inspectd.org/inspectd/agent/console"
+	"inspectd.org/inspectd/agent/upstream"
+	"inspectd.org/inspectd/devices"
+)
+
+// Status gathers how the lane stands.
+func (d *Daemon) Status() (*console.Status, error) {
+	stats, err := d.store.Stats()
+	if err != nil {
+		return nil, err
+	}
+	ref := d.reference.Load()
+	s := &console.Status{Schema: "inspectd.status/v1", Lane: d.store.Lane(), Name: d.cfg.Lane.Name, State: "ready",
+		Since: d.started, Version: d.opts.Version, MQTT: d.session.Status(), Store: stats, Upstream: d.link.Status(),
+		Vision: console.Vision{PoolStatus: d.pool.Status(), Packs: []console.Pack{}}, Problems: []console.Problem{}}
+	for _, p := range ref.packs.List {
+		s.Vision.Packs = append(s.Vision.Packs, console.Pack{ID: p.ID, Version: p.Version, Products: len(p.Products)})
+	}
+	for _, id := range d.registry.IDs() {
+		cfg, _ := d.registry.Device(id)
+		s.Devices = append(s.Devices, console.Device{ID: id, Name: cfg.Name, Kind: cfg.Kind(),
+			State: deviceState(cfg, stats.Devices[id].Last, time.Now()), DeviceStats: stats.Devices[id]})
+	}
+	d.problems(s, ref)
+	return s, nil
+}
+
+// silentAfter is how many missed heartbeats make a device silent.
+const silentAfter = 3
+
+func deviceState(cfg devices.Device, last, now time.Time) string {
+	switch {
+	case last.IsZero():
+		return "never"
+	case cfg.Heartbeat > 0 && now.Sub(last) > silentAfter*cfg.Heartbeat:
+		return "silent"
+	case cfg.Heartbeat > 0 || now.Sub(last) < time.Minute:
+		return "online"
+	}
+	return "idle"
+}
+
+// problems lists what somebody should look at. Whatever keeps goods from being
+// inspected also makes the lane not ready; headquarters being away does not.
+func (d *Daemon) problems(s *console.Status, ref *reference) {
+	add := func(code, severity, cure, format string, args ...any) {
+		s.Problems = append(s.Problems, console.Problem{Code: code, Severity: severity, Text: fmt.Sprintf(format, args...), Cure: cure})
+		if severity == "error" {
+			s.State = "not-ready"
+		}
+	}
+	d.mu.Lock()
+	full := d.full
+	d.mu.Unlock()
+	if full != nil {
+		add("QUE009", "error", "Free space on that disk. Intake goes on by itself; nothing is lost, the broker holds the messages.", "%v", full)
+	}
+	if !s.MQTT.Connected {
+		add("MQT001", "error", "Is the broker running, and mqtt.connect.url right? The lane keeps trying.", "No connection to the broker at %s: %s", s.MQTT.Broker, s.MQTT.Error)
+	}
+	for _, f := range s.MQTT.Refused {
+		add("MQT015", "error", "Give the lane's user the right to read this topic in the broker's access list.", "The broker refuses the subscription to %s", f)
+	}
+	if s.MQTT.BrokerDropped > 0 {
+		add("MQT020", "warning", "Raise the broker's queue limits: see configs/mosquitto-inspectd.conf.", "The broker gave up %d messages before the lane could take them", s.MQTT.BrokerDropped)
+	}
+	for _, dev := range s.Devices {
+		if dev.State == "silent" {
+			add("DEV014", "warning", "Is it switched on? Its network light?", "%s: no message for %s", dev.ID, time.Since(dev.Last).Round(time.Second))
+		}
+		if dev.LastRefusal != nil && dev.Quarantined+dev.Damaged > 0 {
+			add("DEV021", "warning", "Compare the device's settings with its profile; the refused bytes are kept.",
+				"%s: %d messages in quarantine, %d images damaged; the last: %s %s", dev.ID, dev.Quarantined, dev.Damaged, dev.LastRefusal.Code, dev.LastRefusal.Reason)
+		}
+	}
+	if unknown := s.Store.Devices["?"]; unknown.Quarantined > 0 {
+		add("DEV030", "warning", "Add the device to the configuration, or give its topic to another program.", "%d messages came on topics of no configured device; the last: %s", unknown.Quarantined, unknown.LastRefusal.Reason)
+	}
+	cameras := slices.ContainsFunc(s.Devices, func(dev console.Device) bool { return dev.Kind == "camera" })
+	if cameras && !s.Vision.Available && s.Vision.Error != "" {
+		add("VIS001", "warning", "Install inspectd-vision beside inspectd, or set vision.worker. Until then every picture's check says inconclusive.", "Pictures are not examined: %s", s.Vision.Error)
+	}
+	for _, err := range ref.problems {
+		add("VIS010", "warning", "Install a pack or list that is whole and signed by a trusted key, then reload.", "%v", err)
+	}
+	switch s.Upstream.State {
+	case upstream.Cloned:
+		add("NAT020", "warning", "Never run two machines with one data folder. Ask headquarters which is the right one.", "Events are held back: %s", s.Upstream.Error)
+	case upstream.Refused:
+		add("NAT004", "warning", "Show this message to headquarters. Events are kept here and sent when it is mended.", "Headquarters does not take events: %s", s.Upstream.Error)
+	case upstream.Connecting:
+		if s.Store.Waiting > 0 {
+			add("NAT001", "warning", "Check the network to headquarters. Events are kept here and sent when it is back.", "Headquarters is not reachable; %d events wait: %s", s.Store.Waiting, s.Upstream.Error)
+		}
+	}
+}
