@@ -231,8 +231,12 @@ func (c *Config) check() []Mistake {
 	return out
 }
 
+// linger is how long an item whose closing scan has come waits for what is still
+// missing: the time a large picture takes on a slow network.
+const linger = 3 * time.Second
+
 // rules are the correlation rules of the configuration.
 func (c *Config) rules(registry *devices.Registry) lane.Rules {
 	return lane.Rules{OpenOn: c.Correlation.OpenOn, CloseOn: c.Correlation.CloseOn,
-		CloseAfter: c.Correlation.CloseAfter, LateFor: c.Correlation.LateFor, Expected: registry.Expected()}
+		CloseAfter: c.Correlation.CloseAfter, Linger: linger, LateFor: c.Correlation.LateFor, Expected: registry.Expected()}
 }

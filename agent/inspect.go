@@ -91,8 +91,8 @@ func (n *inspector) fault(err error) error {
 // fell silent.
 func (n *inspector) wait(ctx context.Context, changed <-chan struct{}) error {
 	pause := pulse
-	if d, ok := n.d.store.NextSilence(n.waiting(), n.rules.CloseAfter); ok {
-		pause = min(pause, d)
+	if at, ok := n.rules.Due(n.waiting()); ok {
+		pause = min(pause, n.d.store.Until(at))
 	}
 	timer := time.NewTimer(pause)
 	defer timer.Stop()

@@ -35,6 +35,9 @@ func (d *Daemon) Status() (*console.Status, error) {
 // silentAfter is how many missed heartbeats make a device silent.
 const silentAfter = 3
 
+// fresh is how long a refused message is news.
+const fresh = time.Hour
+
 func deviceState(cfg devices.Device, last, now time.Time) string {
 	switch {
 	case last.IsZero():
@@ -75,12 +78,13 @@ func (d *Daemon) problems(s *console.Status, ref *reference) {
 		if dev.State == "silent" {
 			add("DEV014", "warning", "Is it switched on? Its network light?", "%s: no message for %s", dev.ID, time.Since(dev.Last).Round(time.Second))
 		}
-		if dev.LastRefusal != nil && dev.Quarantined+dev.Damaged > 0 {
-			add("DEV021", "warning", "Compare the device's settings with its profile; the refused bytes are kept.",
-				"%s: %d messages in quarantine, %d images damaged; the last: %s %s", dev.ID, dev.Quarantined, dev.Damaged, dev.LastRefusal.Code, dev.LastRefusal.Reason)
+		if dev.LastRefusal != nil && time.Since(dev.RefusedAt) < fresh {
+			add("DEV021", "warning", "Compare the device's settings with its profile. The bytes are kept.",
+				"%s sent something unreadable %s ago: %s %s (so far %d refused, %d images damaged)", dev.ID,
+				time.Since(dev.RefusedAt).Round(time.Second), dev.LastRefusal.Code, dev.LastRefusal.Reason, dev.Quarantined, dev.Damaged)
 		}
 	}
-	if unknown := s.Store.Devices["?"]; unknown.Quarantined > 0 {
+	if unknown := s.Store.Devices["?"]; unknown.Quarantined > 0 && time.Since(unknown.RefusedAt) < fresh {
 		add("DEV030", "warning", "Add the device to the configuration, or give its topic to another program.", "%d messages came on topics of no configured device; the last: %s", unknown.Quarantined, unknown.LastRefusal.Reason)
 	}
 	cameras := slices.ContainsFunc(s.Devices, func(dev console.Device) bool { return dev.Kind == "camera" })

@@ -76,6 +76,7 @@ type DeviceStats struct {
 	Damaged     uint64    `json:"damaged"` // images stored although their file is damaged
 	Last        time.Time `json:"last_message"`
 	LastRefusal *Refusal  `json:"last_refusal,omitempty"`
+	RefusedAt   time.Time `json:"last_refusal_time,omitzero"`
 	LastSeq     uint64    `json:"last_seq"`
 }
 
@@ -305,13 +306,13 @@ func count(tx *bbolt.Tx, a *Arrival, r Receipt) error {
 		d.LastSeq = r.Seq
 		if img := a.Observation.Image; img != nil && img.Damage != "" {
 			d.Damaged++
-			d.LastRefusal = &Refusal{img.Code, img.Damage}
+			d.LastRefusal, d.RefusedAt = &Refusal{img.Code, img.Damage}, a.Received
 		}
 	case Duplicate:
 		d.Duplicates++
 	case Quarantined:
 		d.Quarantined++
-		d.LastRefusal = a.Refusal
+		d.LastRefusal, d.RefusedAt = a.Refusal, a.Received
 	}
 	return put(tx.Bucket(bktDevice), []byte(name), d)
 }

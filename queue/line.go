@@ -103,17 +103,9 @@ func (s *Store) CloseSilent(silence func(elapsed time.Duration) []*lane.Inspecti
 // errNothing rolls a transaction back that has nothing to say.
 var errNothing = errors.New("nothing to store")
 
-// NextSilence is how long until the first of the open inspections falls silent,
-// given when each last heard something; after is CloseAfter of the rules.
-func (s *Store) NextSilence(open []*lane.Inspection, after time.Duration) (time.Duration, bool) {
-	if len(open) == 0 {
-		return 0, false
-	}
-	first := open[0].LastElapsed
-	for _, in := range open[1:] {
-		first = min(first, in.LastElapsed)
-	}
-	return max(0, first+after-s.elapsed()) + time.Millisecond, true
+// Until is how long until the lane's running time is at.
+func (s *Store) Until(at time.Duration) time.Duration {
+	return max(0, at-s.elapsed()) + time.Millisecond
 }
 
 func putInspections(tx *bbolt.Tx, st *state, step Step) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"inspectd.org/inspectd/agent/lane"
 )
@@ -137,12 +138,7 @@ func (h *hit) compare(w *Worker) (*Candidate, *Picture, error) {
 
 // explain draws the regions that failed onto the photograph.
 func (c *Candidate) explain(w *Worker) (*Picture, error) {
-	var marks []Mark
-	for _, check := range c.Checks {
-		if check.Outcome == lane.Fail && len(check.Region) == 4 {
-			marks = append(marks, Mark{Quad: [4][2]float64(check.Region), Label: check.Name[len("vision/"):], Bad: true})
-		}
-	}
+	marks := c.marks()
 	if len(marks) == 0 {
 		return nil, nil
 	}
@@ -152,4 +148,19 @@ func (c *Candidate) explain(w *Worker) (*Picture, error) {
 	}
 	c.Overlay = &lane.Evidence{SHA256: lane.Sum(jpeg), MediaType: "image/jpeg", Size: int64(len(jpeg)), Role: "overlay"}
 	return &Picture{*c.Overlay, jpeg}, nil
+}
+
+// marks are the regions that failed, each outlined once, whatever failed about it.
+func (c *Candidate) marks() []Mark {
+	var marks []Mark
+	for _, check := range c.Checks {
+		if check.Outcome != lane.Fail || len(check.Region) != 4 {
+			continue
+		}
+		m := Mark{Quad: [4][2]float64(check.Region), Label: strings.TrimSuffix(strings.TrimPrefix(check.Name, "vision/"), "-colour"), Bad: true}
+		if !slices.ContainsFunc(marks, func(x Mark) bool { return x.Quad == m.Quad }) {
+			marks = append(marks, m)
+		}
+	}
+	return marks
 }

@@ -213,9 +213,14 @@ func (p *Product) HasGTIN(gtins []string) bool {
 // FaceFile returns the PNG of the genuine face.
 func (p *Product) FaceFile() []byte { return p.face }
 
-// Know reports whether some product of the packs carries one of the GTINs.
-func (p *Packs) Know(gtins []string) bool {
-	return slices.ContainsFunc(p.List, func(pack *Pack) bool {
-		return slices.ContainsFunc(pack.Products, func(x Product) bool { return x.HasGTIN(gtins) })
-	})
+// Known returns the names of the products that carry one of the GTINs.
+func (p *Packs) Known(gtins []string) (names []string) {
+	for _, pack := range p.List {
+		for i := range pack.Products {
+			if pack.Products[i].HasGTIN(gtins) {
+				names = append(names, pack.Products[i].Name)
+			}
+		}
+	}
+	return names
 }

@@ -163,7 +163,7 @@ func (j *judge) photograph(c lane.Check, a *vision.Analysis) *sighting {
 	s, why := choose(a, j.gtins())
 	if s == nil {
 		c.Text = sentence(why)
-		if j.Packs.Know(j.gtins()) {
+		if len(j.Packs.Known(j.gtins())) > 0 {
 			c.Codes = []lane.Code{"IMG_QUALITY"}
 		}
 		j.add(c)
@@ -234,10 +234,11 @@ func choose(a *vision.Analysis, gtins []string) (*sighting, string) {
 func (j *judge) product(seen []sighting) lane.Check {
 	c := lane.Check{Name: "consistency/product", Algorithm: &lane.Algorithm{Name: "code-against-picture", Version: "1"}}
 	gtins := j.gtins()
+	named := strings.Join(j.Packs.Known(gtins), " and ")
 	switch {
 	case len(gtins) == 0:
 		c.Text = "No code names a product, so there is nothing to compare the pictures with."
-	case !j.Packs.Know(gtins):
+	case named == "":
 		c.Text = "No installed pack knows the product that the code names."
 	case len(seen) == 0:
 		c.Text = "No picture shows the product well enough to compare it with the code."
@@ -249,11 +250,11 @@ func (j *judge) product(seen []sighting) lane.Check {
 				continue
 			case s.candidate.Misfit <= fits:
 				c.Outcome, c.Codes = lane.Fail, []lane.Code{"IMG_PRODUCT_OTHER"}
-				c.Text = fmt.Sprintf("The code names %s, the picture shows %s.", strings.Join(gtins, " and "), s.candidate.Name)
+				c.Text = fmt.Sprintf("The code names %s, the picture shows %s.", named, s.candidate.Name)
 				return c
 			default:
 				c.Outcome, c.Codes = lane.Inconclusive, []lane.Code{"IMG_QUALITY"}
-				c.Text = fmt.Sprintf("The code names %s; the picture resembles %s but does not fit it.", strings.Join(gtins, " and "), s.candidate.Name)
+				c.Text = fmt.Sprintf("The code names %s; the picture resembles %s but does not fit it.", named, s.candidate.Name)
 			}
 		}
 	}
@@ -339,7 +340,8 @@ func contradicts(t *lane.TestResult) bool {
 // highWeight is the weight of a reason code from which its finding is strong.
 const highWeight = 40
 
-// Findings are the failed checks that speak against the goods.
+// Findings are the failed checks that speak against the goods, the strong ones
+// first.
 func Findings(inspection string, checks []lane.Check) []lane.Finding {
 	findings := []lane.Finding{}
 	for _, c := range checks {
@@ -358,6 +360,7 @@ func Findings(inspection string, checks []lane.Check) []lane.Finding {
 		}
 		findings = append(findings, f)
 	}
+	sort.SliceStable(findings, func(i, k int) bool { return findings[i].Strength == lane.High && findings[k].Strength != lane.High })
 	return findings
 }
 

@@ -88,6 +88,7 @@ var funcs = template.FuncMap{
 	"upper":   func(v any) string { return strings.ToUpper(fmt.Sprint(v)) },
 	"short":   func(d lane.Digest) string { return string(d[:min(8, len(d))]) },
 	"mib":     func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) },
+	"gib":     func(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) },
 	"join":    func(v []string) string { return strings.Join(v, ", ") },
 	"meaning": func(c lane.Code) string { return lane.Codes[c].Text },
 	"cure":    func(c lane.Code) string { return lane.Codes[c].Cure },

@@ -9,8 +9,9 @@ import (
 // Rules say how observations are grouped into inspections.
 type Rules struct {
 	OpenOn     []string      // devices whose scan opens an item
-	CloseOn    []string      // devices whose scan closes the item it belongs to
+	CloseOn    []string      // devices whose scan ends the item it belongs to
 	CloseAfter time.Duration // silence that closes an item, on the lane's running time
+	Linger     time.Duration // the same after the closing scan, while an expected kind is missing
 	LateFor    time.Duration // how long after closing a keyed result still joins, as a new revision
 	Expected   []Kind        // kinds an item is complete with
 }
@@ -37,6 +38,7 @@ type Inspection struct {
 	LastReceived time.Time     `json:"last_received"`
 	LastElapsed  time.Duration `json:"last_elapsed_ns"`
 	Opening      bool          `json:"opening"` // an opening scan belongs to it
+	Ending       bool          `json:"ending"`  // its closing scan has come
 	Closed       ClosedBy      `json:"closed,omitempty"`
 	ClosedAt     time.Time     `json:"closed_at,omitzero"`
 	ClosedElapse time.Duration `json:"closed_elapsed_ns,omitempty"`
@@ -195,8 +197,12 @@ func (r Rules) add(in *Inspection, o *Observation) *Inspection {
 	}
 	out.LastReceived, out.LastElapsed = o.Received, o.Elapsed
 	out.Opening = in.Opening || slices.Contains(r.OpenOn, o.Device)
+	out.Ending = in.Ending || slices.Contains(r.CloseOn, o.Device)
 	out.Stale = true
-	if in.Open() && slices.Contains(r.CloseOn, o.Device) {
+	// Large pictures overtake nothing: the one taken before the closing scan may
+	// arrive after it. So the closing scan closes a complete item, and an incomplete
+	// one after it lingered.
+	if in.Open() && out.Ending && len(out.Missing(r.Expected)) == 0 {
 		out.Closed, out.ClosedAt, out.ClosedElapse = ByScan, o.Received, o.Elapsed
 	}
 	return &out
@@ -209,23 +215,46 @@ func withValue[T comparable](list []T, v T) []T {
 	return append(slices.Clone(list), v)
 }
 
-// Silence returns closed copies of the open inspections that had heard nothing
-// for CloseAfter when the lane's running time was elapsed. The time of closing is
-// reckoned from the last observation, not from when somebody looked, so that a
-// replay of the same observations closes them at the same instant.
+// Patience is how long the inspection waits for its next observation.
+func (r Rules) Patience(in *Inspection) time.Duration {
+	if in.Ending {
+		return min(r.Linger, r.CloseAfter)
+	}
+	return r.CloseAfter
+}
+
+// Silence returns closed copies of the open inspections whose patience had run out
+// when the lane's running time was elapsed. The time of closing is reckoned from
+// the last observation, not from when somebody looked, so that a replay of the
+// same observations closes them at the same instant.
 func (r Rules) Silence(open []*Inspection, elapsed time.Duration) []*Inspection {
 	var closed []*Inspection
 	for _, in := range open {
-		if elapsed-in.LastElapsed <= r.CloseAfter {
+		patience := r.Patience(in)
+		if elapsed-in.LastElapsed <= patience {
 			continue
 		}
 		out := *in
 		out.Closed = BySilence
-		out.ClosedAt = in.LastReceived.Add(r.CloseAfter)
-		out.ClosedElapse = in.LastElapsed + r.CloseAfter
+		if in.Ending {
+			out.Closed = ByScan
+		}
+		out.ClosedAt = in.LastReceived.Add(patience)
+		out.ClosedElapse = in.LastElapsed + patience
 		closed = append(closed, &out)
 	}
 	return closed
+}
+
+// Due is the lane's running time at which the first of the open inspections runs
+// out of patience; false when none is open.
+func (r Rules) Due(open []*Inspection) (at time.Duration, any bool) {
+	for _, in := range open {
+		if t := in.LastElapsed + r.Patience(in); !any || t < at {
+			at, any = t, true
+		}
+	}
+	return at, any
 }
 
 // Grouping is the result of Group.

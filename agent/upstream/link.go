@@ -194,7 +194,11 @@ func (l *Link) connect() error {
 		}),
 		nats.ConnectHandler(func(*nats.Conn) { l.connected() }),
 		nats.ReconnectHandler(func(*nats.Conn) { l.connected() }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { l.set(Connecting, errors.Join(errors.New("no connection"), err)) }),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			if !nc.IsClosed() { // our own Close is no news
+				l.set(Connecting, errors.Join(errors.New("no connection"), err))
+			}
+		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { l.asyncError(err) }),
 	}
 	if l.cfg.Credentials != "" {
