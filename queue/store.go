@@ -204,11 +204,11 @@ func Open(dir string, opts Options) (*Store, error) {
 }
 
 func (s *Store) open() (err error) {
-	if s.key, err = evidence.ReadKey(filepath.Join(s.dir, "keys", "lane.pem")); err != nil {
-		return fmt.Errorf("open the lane's key: %w", err)
-	}
 	if s.db, err = openDB(filepath.Join(s.dir, "inspectd.db"), false); err != nil {
 		return err
+	}
+	if s.key, err = evidence.ReadKey(filepath.Join(s.dir, "keys", "lane.pem")); err != nil {
+		return fmt.Errorf("open the lane's key: %w", err)
 	}
 	return s.update(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)

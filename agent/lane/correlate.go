@@ -38,6 +38,7 @@ type Inspection struct {
 	LastReceived time.Time     `json:"last_received"`
 	LastElapsed  time.Duration `json:"last_elapsed_ns"`
 	Opening      bool          `json:"opening"` // an opening scan belongs to it
+	Named        bool          `json:"named"`   // some device named the item itself
 	Ending       bool          `json:"ending"`  // its closing scan has come
 	Closed       ClosedBy      `json:"closed,omitempty"`
 	ClosedAt     time.Time     `json:"closed_at,omitzero"`
@@ -143,13 +144,19 @@ func (r Rules) mayJoinLate(o *Observation, in *Inspection, key string, opens boo
 }
 
 // current is the inspection that an observation without a known key belongs to:
-// the one opened last, unless the two name different items.
+// the one opened last, unless the two name different items. A device that names
+// the item itself joins only an item that no device has named yet, and only by the
+// lane's own number: a result for a parcel nobody has seen belongs to none other.
 func current(o *Observation, open []*Inspection) *Inspection {
 	if len(open) == 0 {
 		return nil
 	}
 	in := open[len(open)-1]
 	if conflicts(in.Identifiers, o.Identifiers) {
+		return nil
+	}
+	byBelt := slices.ContainsFunc(o.Identifiers, func(id Identifier) bool { return id.Scheme == Belt })
+	if o.Item != "" && (in.Named || !byBelt) {
 		return nil
 	}
 	return in
@@ -198,6 +205,7 @@ func (r Rules) add(in *Inspection, o *Observation) *Inspection {
 	out.LastReceived, out.LastElapsed = o.Received, o.Elapsed
 	out.Opening = in.Opening || slices.Contains(r.OpenOn, o.Device)
 	out.Ending = in.Ending || slices.Contains(r.CloseOn, o.Device)
+	out.Named = in.Named || o.Item != ""
 	out.Stale = true
 	// Large pictures overtake nothing: the one taken before the closing scan may
 	// arrive after it. So the closing scan closes a complete item, and an incomplete
