@@ -126,7 +126,11 @@ func (c *boundedConn) next() error {
 	}
 	switch kind := first >> 4; {
 	case length > c.limit && kind == typePublish:
-		return c.substitute(first, length)
+		err := c.substitute(first, length)
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // in the middle of a packet
+		}
+		return err
 	case length > c.limit:
 		return fmt.Errorf("the broker sent a packet of type %d with %d bytes", kind, length)
 	case kind == typeConnack && length == 2:
