@@ -185,6 +185,9 @@ func (d *Daemon) trustedKeys() (keys []ed25519.PublicKey, problems []error) {
 // Addresses are where the page and the metrics listen, known once New returned.
 func (d *Daemon) Addresses() (page, metrics string) { return d.console.Addresses() }
 
+// Ready is closed once devices' messages reach the lane.
+func (d *Daemon) Ready() <-chan struct{} { return d.session.Ready() }
+
 // Run moves data along the line until ctx ends or the store fails for good.
 func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.inspect.announce(); err != nil {

@@ -55,6 +55,7 @@ type Session struct {
 	opts     SessionOptions
 	client   mqtt.Client
 	messages chan Message
+	ready    chan struct{} // closed once the subscriptions are in force for the first time
 
 	mu      sync.Mutex
 	conn    *boundedConn // the connection in use
@@ -89,7 +90,7 @@ func NewSession(opts SessionOptions) (*Session, error) {
 	if opts.MaxPacket == 0 {
 		opts.MaxPacket = DefaultMaxPacket
 	}
-	s := &Session{opts: opts, session: opts.Session, messages: make(chan Message, handOver)}
+	s := &Session{opts: opts, session: opts.Session, messages: make(chan Message, handOver), ready: make(chan struct{})}
 	s.status = SessionStatus{Broker: u.Host, Since: time.Now(), Error: "not connected yet", droppedBase: -1}
 	s.client = mqtt.NewClient(s.clientOptions(u.Host))
 	return s, nil
@@ -158,6 +159,9 @@ func (s *Session) Run(ctx context.Context) error {
 // Messages are what the broker delivers, in order.
 func (s *Session) Messages() <-chan Message { return s.messages }
 
+// Ready is closed once the broker has taken the subscriptions for the first time.
+func (s *Session) Ready() <-chan struct{} { return s.ready }
+
 // Status tells how the session stands.
 func (s *Session) Status() SessionStatus {
 	s.mu.Lock()
@@ -168,9 +172,6 @@ func (s *Session) Status() SessionStatus {
 // onConnect subscribes again at every connection: the broker may have lost the
 // session, and the client would not say so.
 func (s *Session) onConnect(c mqtt.Client) {
-	s.mu.Lock()
-	s.status.Connected, s.status.Since, s.status.Error = true, time.Now(), ""
-	s.mu.Unlock()
 	filters := map[string]byte{droppedTopic: 0}
 	for _, f := range s.opts.Filters {
 		filters[f] = 1
@@ -190,6 +191,12 @@ func (s *Session) onConnect(c mqtt.Client) {
 	}
 	s.mu.Lock()
 	s.status.Refused = refused
+	s.status.Connected, s.status.Since, s.status.Error = true, time.Now(), ""
+	select {
+	case <-s.ready:
+	default:
+		close(s.ready)
+	}
 	s.mu.Unlock()
 	s.opts.Log.Info().Str("broker", s.status.Broker).Int("subscriptions", len(filters)-1).Msg("connected to the broker")
 }

@@ -96,10 +96,19 @@ func (l *Lane) start(ctx context.Context, opts Options) (err error) {
 	if l.Agent, err = agent.New(cfg, agent.Options{Data: data, Socket: socket, Version: opts.Version, Log: opts.Log}); err != nil {
 		return err
 	}
-	ctx, l.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	l.done = make(chan error, 1)
-	go func() { l.done <- l.Agent.Run(ctx) }()
-	return nil
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	l.cancel, l.done = cancel, make(chan error, 1)
+	go func() { l.done <- l.Agent.Run(running) }()
+	// A broker drops what nobody subscribes to: devices begin when the agent listens.
+	select {
+	case <-l.Agent.Ready():
+		return nil
+	case err := <-l.done:
+		l.done <- err
+		return fmt.Errorf("the agent ended: %w", err)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func loopback(addrs ...string) error {

@@ -150,21 +150,27 @@ func smooth(p []float64, w, h int, sigma float64) {
 	for i := range kernel {
 		kernel[i] /= sum
 	}
+	// Along rows into tmp, then along columns back.
 	tmp := make([]float64, len(p))
-	pass := func(dst, src []float64, stride, limit func(i int) (int, int)) {
-		for i := range src {
-			step, pos := stride(i)
-			_, n := limit(i)
+	for y := range h {
+		row := p[y*w : (y+1)*w]
+		for x := range w {
 			acc := 0.0
 			for k, weight := range kernel {
-				off := min(max(pos+k-radius, 0), n-1) - pos
-				acc += src[i+off*step] * weight
+				acc += row[min(max(x+k-radius, 0), w-1)] * weight
 			}
-			dst[i] = acc
+			tmp[y*w+x] = acc
 		}
 	}
-	pass(tmp, p, func(i int) (int, int) { return 1, i % w }, func(int) (int, int) { return 0, w })
-	pass(p, tmp, func(i int) (int, int) { return w, i / w }, func(int) (int, int) { return 0, h })
+	for y := range h {
+		for x := range w {
+			acc := 0.0
+			for k, weight := range kernel {
+				acc += tmp[min(max(y+k-radius, 0), h-1)*w+x] * weight
+			}
+			p[y*w+x] = acc
+		}
+	}
 }
 
 // homography maps points of one plane to another, row by row.

@@ -201,16 +201,33 @@ func circle(cx, cy, r float64) []point {
 	return out
 }
 
+// fill paints shapes; the rasterizer covers only their bounding box.
 func fill(img *image.RGBA, c color.RGBA, shapes ...[]point) {
-	r := vector.NewRasterizer(img.Bounds().Dx(), img.Bounds().Dy())
+	box := bounds(shapes).Intersect(img.Bounds())
+	if box.Empty() {
+		return
+	}
+	r := vector.NewRasterizer(box.Dx(), box.Dy())
+	ox, oy := float32(box.Min.X), float32(box.Min.Y)
 	for _, s := range shapes {
-		r.MoveTo(s[0].x, s[0].y)
+		r.MoveTo(s[0].x-ox, s[0].y-oy)
 		for _, p := range s[1:] {
-			r.LineTo(p.x, p.y)
+			r.LineTo(p.x-ox, p.y-oy)
 		}
 		r.ClosePath()
 	}
-	r.Draw(img, img.Bounds(), image.NewUniform(c), image.Point{})
+	r.Draw(img, box, image.NewUniform(c), image.Point{})
+}
+
+func bounds(shapes [][]point) image.Rectangle {
+	var box image.Rectangle
+	for _, s := range shapes {
+		for _, p := range s {
+			x, y := int(p.x), int(p.y)
+			box = box.Union(image.Rect(x-1, y-1, x+2, y+2))
+		}
+	}
+	return box
 }
 
 func stroke(img *image.RGBA, c color.RGBA, width float64, line []point) {

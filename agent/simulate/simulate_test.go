@@ -1,0 +1,201 @@
+package simulate_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"inspectd.org/inspectd/agent/lane"
+	"inspectd.org/inspectd/agent/simulate"
+	"inspectd.org/inspectd/queue"
+	"inspectd.org/inspectd/vision/artwork"
+)
+
+// patience ends a test that waits for what never comes.
+const patience = 3 * time.Minute
+
+func start(t *testing.T, dir string) (*simulate.Lane, context.Context) {
+	t.Helper()
+	worker := os.Getenv("INSPECTD_VISION")
+	if _, err := os.Stat(worker); err != nil {
+		if os.Getenv("INSPECTD_REQUIRE") == "all" {
+			t.Fatalf("the vision worker is not built: %v", err)
+		}
+		t.Skip("SKIP no vision worker: set INSPECTD_VISION to bin/inspectd-vision, or run 'make test'")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	l, err := simulate.Start(ctx, simulate.Options{Dir: dir, MQTT: "127.0.0.1:0", NATS: "127.0.0.1:0", Listen: "127.0.0.1:0",
+		Metrics: "127.0.0.1:0", Worker: worker, Version: "test", Log: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, ctx
+}
+
+// TestScenarios plays every scenario through a whole lane and compares the reports
+// that reach headquarters; then everything the lane stored must hold, and the
+// evidence of findings must lie upstream.
+func TestScenarios(t *testing.T) {
+	dir := t.TempDir()
+	l, ctx := start(t, dir)
+	scenarios, err := simulate.Scenarios()
+	if err != nil {
+		t.Fatal(err)
+	}
+	quarantined := 0
+	for i, s := range scenarios {
+		run := simulate.NewRun(uint64(i + 1))
+		if err := l.Play(ctx, s, run); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Check(ctx, s, run); err != nil {
+			t.Error(err)
+		}
+		quarantined += s.Quarantined
+	}
+	checkFindings(t, ctx, l)
+	if err := l.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	v, err := queue.Verify(filepath.Join(dir, "data"))
+	if err != nil || v.Err() != nil {
+		t.Fatalf("%v %v", err, v.Violations)
+	}
+	if v.Quarantined != uint64(quarantined) || v.Confirmed != v.Events {
+		t.Errorf("%d messages in quarantine, want %d; %d of %d events confirmed", v.Quarantined, quarantined, v.Confirmed, v.Events)
+	}
+}
+
+// checkFindings: every finding of a report was raised as an event before it, and its
+// evidence lies in the object store under its digest.
+func checkFindings(t *testing.T, ctx context.Context, l *simulate.Lane) {
+	t.Helper()
+	raised := map[string]bool{}
+	demo := lane.Lane{Site: "demo", ID: "lane-01"}
+	for _, e := range l.HQ.Events() {
+		var body struct {
+			Findings []lane.Finding `json:"findings"`
+		}
+		if err := json.Unmarshal(e.Data, &body); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range body.Findings {
+			switch {
+			case strings.HasSuffix(e.Type, "finding.raised.v1"):
+				raised[f.ID] = true
+			case strings.HasSuffix(e.Type, "inspection.reported.v1") && !raised[f.ID]:
+				t.Errorf("finding %s was reported before it was raised", f.Check)
+			}
+			for _, d := range f.Evidence {
+				if b, err := object(ctx, l, demo, d); err != nil || lane.Sum(b) != d {
+					t.Errorf("evidence %s of %s: %v", d, f.Check, err)
+				}
+			}
+		}
+	}
+	if len(raised) < 8 {
+		t.Errorf("only %d findings were raised", len(raised))
+	}
+}
+
+// object reads an object as soon as it is there: pixels follow the event.
+func object(ctx context.Context, l *simulate.Lane, demo lane.Lane, d lane.Digest) (b []byte, err error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if b, err = l.HQ.Object(ctx, demo, d); err == nil {
+			return b, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// TestReplay: the same observations, packs and lists give the same report byte for
+// byte, also after a restart in between.
+func TestReplay(t *testing.T) {
+	dir := t.TempDir()
+	scenarios, err := simulate.Scenarios()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var late *simulate.Scenario
+	for _, s := range scenarios {
+		if s.Name == "late-raman" {
+			late = s
+		}
+	}
+	first, second := *late, *late
+	first.Steps, first.Expect = late.Steps[:6], late.Expect[:1] // up to the first report
+	second.Steps, second.Expect = late.Steps[6:], late.Expect[1:]
+	run := simulate.NewRun(77)
+
+	l, ctx := start(t, dir)
+	if err := l.Play(ctx, &first, run); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Check(ctx, &first, run); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	l, ctx = start(t, dir) // headquarters keeps its streams in the same folder
+	if err := l.Play(ctx, &second, run); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Check(ctx, late, run); err != nil {
+		t.Fatal(err)
+	}
+	before, after := l.HQ.Report(run.Item(), 1), l.HQ.Report(run.Item(), 2)
+	if err := l.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	// Revision 2 asked every question again, of the same observations and one more.
+	for i, c := range before.Checks {
+		a, err1 := json.Marshal(c)
+		b, err2 := json.Marshal(find(after.Checks, c.Name))
+		if err1 != nil || err2 != nil || string(a) != string(b) {
+			t.Errorf("check %d differs:\n%s\n%s", i, a, b)
+		}
+	}
+}
+
+func find(list []lane.Check, name string) *lane.Check {
+	for i := range list {
+		if list[i].Name == name {
+			return &list[i]
+		}
+	}
+	return nil
+}
+
+// TestDemoPack: the faces of the pack that comes with the program are what the
+// program draws.
+func TestDemoPack(t *testing.T) {
+	for _, p := range artwork.Products() {
+		want, err := os.ReadFile("../../testdata/packs/fictional/faces/" + p.ID + ".png")
+		if err != nil || !bytes.Equal(want, artwork.PNG(p.Draw(artwork.Tamper{}))) {
+			t.Errorf("%s is drawn differently: run 'make packs' (%v)", p.ID, err)
+		}
+	}
+}
+
+// TestLoopbackOnly: a simulated lane has no log-in and stays on loopback.
+func TestLoopbackOnly(t *testing.T) {
+	_, err := simulate.Start(context.Background(), simulate.Options{Dir: t.TempDir(), MQTT: "0.0.0.0:0", NATS: "127.0.0.1:0", Log: zerolog.Nop()})
+	if err == nil || !strings.Contains(err.Error(), "loopback") {
+		t.Errorf("%v", err)
+	}
+}
