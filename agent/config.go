@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -124,11 +125,42 @@ type Mistake struct {
 }
 
 func (m Mistake) String() string {
-	at := m.Key
-	if m.Line > 0 {
-		at = strings.TrimPrefix(fmt.Sprintf("%s (line %d, column %d)", m.Key, m.Line, m.Column), " ")
+	switch {
+	case m.Line > 0:
+		return fmt.Sprintf("line %d, column %d: %s", m.Line, m.Column, m.Text)
+	case m.Key != "":
+		return m.Key + ": " + m.Text
 	}
-	return at + ": " + m.Text
+	return m.Text
+}
+
+var (
+	notFound  = regexp.MustCompile("^field (.*) not found in type .*$")
+	construct = regexp.MustCompile("^cannot construct !![a-z]+ `(.*)` into (.*)$")
+)
+
+// plain turns a message of the YAML library into one for people who do not
+// programme.
+func plain(message string) string {
+	if m := notFound.FindStringSubmatch(message); m != nil {
+		return fmt.Sprintf("unknown key %q", m[1])
+	}
+	m := construct.FindStringSubmatch(message)
+	if m == nil {
+		return message
+	}
+	want := "a group of keys"
+	switch {
+	case m[2] == "time.Duration":
+		want = "a duration: write a number with its unit, for example 30s, 5m or 12h"
+	case m[2] == "int":
+		want = "a whole number"
+	case m[2] == "string":
+		want = "a text"
+	case strings.HasPrefix(m[2], "[]"):
+		want = "a list: write [a, b]"
+	}
+	return fmt.Sprintf("%q is not %s", m[1], want)
 }
 
 // ConfigError lists every mistake of a configuration file.
@@ -168,10 +200,10 @@ func ParseConfig(b []byte) (*Config, []Mistake) {
 	switch {
 	case errors.As(err, &list):
 		for _, e := range list.Errors {
-			mistakes = append(mistakes, Mistake{Line: e.Mark.Line, Column: e.Mark.Column, Text: e.Message})
+			mistakes = append(mistakes, Mistake{Line: e.Mark.Line, Column: e.Mark.Column, Text: plain(e.Message)})
 		}
 	case err != nil:
-		mistakes = append(mistakes, Mistake{Text: err.Error()})
+		mistakes = append(mistakes, Mistake{Text: "the file is no YAML: " + strings.TrimPrefix(err.Error(), "go-yaml load error in ")})
 	}
 	if len(mistakes) == 0 {
 		mistakes = c.check()
