@@ -79,6 +79,7 @@ type Link struct {
 	status    Status
 	violation string // last permission the server refused, with its time
 	violated  time.Time
+	abandon   context.CancelFunc // ends the request under way
 	wake      chan struct{} // a connection came up
 }
 
@@ -227,6 +228,9 @@ func (l *Link) asyncError(err error) {
 	if errors.Is(err, nats.ErrPermissionViolation) {
 		l.mu.Lock()
 		l.violation, l.violated = err.Error(), time.Now()
+		if l.abandon != nil {
+			l.abandon() // no answer will come
+		}
 		l.mu.Unlock()
 	}
 	l.log.Warn().Err(err).Msg("upstream reports a problem")
@@ -240,6 +244,15 @@ func (l *Link) explain(start time.Time, err error) error {
 		return fmt.Errorf("this lane's rights do not allow it: %s: %w", l.violation, err)
 	}
 	return err
+}
+
+// attempt bounds one request to the server.
+func (l *Link) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	l.mu.Lock()
+	l.abandon = cancel
+	l.mu.Unlock()
+	return ctx, cancel
 }
 
 const (
@@ -274,25 +287,46 @@ func (l *Link) forward(ctx context.Context, worked func()) error {
 				return ctx.Err()
 			}
 		}
-		batch = l.bounded(batch)
-		if expect, err = l.append(ctx, batch, expect); err != nil {
+		taken, place, err := l.send(ctx, batch, expect)
+		if taken > 0 {
+			expect = place
+			if err := l.store.Confirm(batch[taken-1].Sequence, expect); err != nil {
+				return err
+			}
+			l.mu.Lock()
+			l.status.Published += uint64(taken)
+			l.mu.Unlock()
+			worked()
+		}
+		if err != nil {
 			return err
 		}
-		if err := l.store.Confirm(batch[len(batch)-1].Sequence, expect); err != nil {
-			return err
-		}
-		l.mu.Lock()
-		l.status.Published += uint64(len(batch))
-		l.mu.Unlock()
-		worked()
 	}
 }
 
-// bounded cuts a batch to what one request may carry.
-func (l *Link) bounded(batch []*evidence.Event) []*evidence.Event {
-	if !l.atomic {
-		return batch[:1]
+// send appends the beginning of a batch: as one atomic batch, or event by event
+// where the stream takes none. It returns how many events the stream took and the
+// place of the last of them.
+func (l *Link) send(ctx context.Context, batch []*evidence.Event, expect uint64) (taken int, place uint64, err error) {
+	if l.atomic {
+		batch = bounded(batch)
+		place, err = l.append(ctx, batch, expect)
+		if err != nil {
+			return 0, 0, err
+		}
+		return len(batch), place, nil
 	}
+	for taken = range batch {
+		if expect, err = l.append(ctx, batch[taken:taken+1], expect); err != nil {
+			return taken, place, err
+		}
+		place = expect
+	}
+	return len(batch), place, nil
+}
+
+// bounded cuts a batch to what one request may carry.
+func bounded(batch []*evidence.Event) []*evidence.Event {
 	size := 0
 	for i, e := range batch {
 		if size += len(e.Data) + 2048; size > maxBytes && i > 0 {
@@ -305,7 +339,7 @@ func (l *Link) bounded(batch []*evidence.Event) []*evidence.Event {
 // reconcile reads the lane's last event back from the stream, brings the store in
 // line with it, and returns its place: the expectation of the next append.
 func (l *Link) reconcile(ctx context.Context) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	ctx, cancel := l.attempt(ctx)
 	defer cancel()
 	start := time.Now()
 	stream, err := l.js.Stream(ctx, l.cfg.Stream)
@@ -416,7 +450,7 @@ const (
 // returns the place of its last event. After any error what the stream holds is
 // unknown: reconcile tells.
 func (l *Link) append(ctx context.Context, batch []*evidence.Event, expect uint64) (uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	ctx, cancel := l.attempt(ctx)
 	defer cancel()
 	start := time.Now()
 	id := nats.NewInbox() // a fresh id for every attempt
