@@ -163,7 +163,7 @@ func (n *inspector) place(list []*lane.Observation) (queue.Step, map[string]bool
 	var failed error
 	recall := func(key string) *lane.Inspection {
 		for _, in := range slices.Backward(n.open) {
-			if slices.Contains(in.Keys(), key) {
+			if in.Has(key) {
 				return in
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -157,7 +158,11 @@ func putInspection(tx *bbolt.Tx, in *lane.Inspection) error {
 			return err
 		}
 	}
-	for _, seq := range in.Observations {
+	// Observations are ascending and never leave: those stored before are a prefix.
+	for _, seq := range slices.Backward(in.Observations) {
+		if tx.Bucket(bktMember).Get(seqKey(seq)) != nil {
+			break
+		}
 		if err := putBytes(tx.Bucket(bktMember), seqKey(seq), []byte(in.ID)); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package lane
 import (
 	"slices"
 	"sort"
+	"strings"
 	"time"
 )
 
@@ -67,6 +68,12 @@ func (in *Inspection) Keys() []string {
 	return keys
 }
 
+// Has reports whether key is one of Keys.
+func (in *Inspection) Has(key string) bool {
+	scheme, value, _ := strings.Cut(key, ":")
+	return slices.ContainsFunc(in.Identifiers, func(id Identifier) bool { return id.Value == value && string(id.Scheme) == scheme })
+}
+
 // Missing lists the kinds of want that no observation of the inspection has.
 func (in *Inspection) Missing(want []Kind) []Kind {
 	var missing []Kind
@@ -122,7 +129,7 @@ func isBelt(key string) bool { return len(key) > 5 && key[:5] == "belt:" }
 func (r Rules) match(o *Observation, open []*Inspection, recall func(string) *Inspection, opens bool) *Inspection {
 	for _, key := range itemKeys(o) {
 		for _, in := range slices.Backward(open) {
-			if slices.Contains(in.Keys(), key) {
+			if in.Has(key) {
 				return in
 			}
 		}

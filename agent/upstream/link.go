@@ -80,7 +80,7 @@ type Link struct {
 	violation string // last permission the server refused, with its time
 	violated  time.Time
 	abandon   context.CancelFunc // ends the request under way
-	wake      chan struct{} // a connection came up
+	wake      chan struct{}      // a connection came up
 }
 
 // ErrCloned is returned by Run when the stream holds events of this lane that this
