@@ -53,7 +53,7 @@ func (n *inspector) run(ctx context.Context, l *loop) error {
 			return err
 		}
 	}
-	if err := n.settle(ctx, n.open); err != nil {
+	if err := n.settle(ctx, slices.Clone(n.open)); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
@@ -228,7 +228,7 @@ func (n *inspector) closeSilent(ctx context.Context) error {
 	return n.settle(ctx, closed)
 }
 
-// settle judges inspections by what is known so far: it raises findings at once,
+// settle judges inspections, a list of its own, by what is known so far: it raises findings at once,
 // withdraws what no longer holds, and writes the report of those that are closed
 // and whose pictures are all examined.
 func (n *inspector) settle(ctx context.Context, list []*lane.Inspection) error {
