@@ -182,7 +182,7 @@ func (e *ConfigError) Error() string {
 func LoadConfig(path string) (*Config, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, fmt.Errorf("read the configuration: %w (name another file with --config)", err)
 	}
 	c, mistakes := ParseConfig(b)
 	if len(mistakes) > 0 {

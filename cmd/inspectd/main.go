@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -62,6 +63,8 @@ func status(err error) int {
 		return exit.status
 	case errors.As(err, &config):
 		return exitConfig
+	case strings.HasPrefix(err.Error(), "unknown command"):
+		return exitUsage
 	case errors.Is(err, queue.ErrLocked):
 		return exitTryAgain
 	case errors.Is(err, queue.ErrFinal), errors.Is(err, queue.ErrFull), errors.Is(err, queue.ErrCorrupt):
