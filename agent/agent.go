@@ -190,7 +190,9 @@ func (d *Daemon) Ready() <-chan struct{} { return d.session.Ready() }
 
 // Run moves data along the line until ctx ends or the store fails for good.
 func (d *Daemon) Run(ctx context.Context) error {
-	if err := d.inspect.announce(); err != nil {
+	if err := d.inspect.announce(); errors.Is(err, queue.ErrFull) {
+		d.setFull(err) // not a reason to stay away
+	} else if err != nil {
 		return errors.Join(err, d.Close())
 	}
 	g, ctx := errgroup.WithContext(ctx)

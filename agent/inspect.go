@@ -16,12 +16,13 @@ import (
 // writes reports. Its loop is the only one that changes inspections; every field
 // belongs to it.
 type inspector struct {
-	d       *Daemon
-	rules   lane.Rules
-	open    []*lane.Inspection // open, or closed with something no report covers
-	answers map[uint64]answer  // by sequence of camera observations of open
-	asked   map[uint64]bool
-	results chan answer
+	d         *Daemon
+	rules     lane.Rules
+	open      []*lane.Inspection // open, or closed with something no report covers
+	answers   map[uint64]answer  // by sequence of camera observations of open
+	asked     map[uint64]bool
+	results   chan answer
+	unsettled bool // some inspection of open may not have been judged
 }
 
 // batch is how many observations one commit correlates.
@@ -53,38 +54,46 @@ func (n *inspector) run(ctx context.Context, l *loop) error {
 			return err
 		}
 	}
-	if err := n.settle(ctx, slices.Clone(n.open)); err != nil {
-		return err
-	}
+	n.unsettled = true // an earlier run may have ended in between
 	for ctx.Err() == nil {
 		l.beat()
-		changed := n.d.store.Changed()
-		more, err := n.correlate(ctx)
-		if err != nil {
-			return n.fault(err)
-		}
-		if more {
-			continue
-		}
-		if err := n.closeSilent(ctx); err != nil {
-			return n.fault(err)
-		}
-		if err := n.wait(ctx, changed); err != nil {
-			return n.fault(err)
+		if err := n.fault(n.turn(ctx)); err != nil {
+			return err
 		}
 	}
 	return ctx.Err()
 }
 
-// fault decides what an error of the loop means: while the disk is full the loop
+// turn does what there is to do, or waits for something.
+func (n *inspector) turn(ctx context.Context) error {
+	changed := n.d.store.Changed()
+	if n.unsettled {
+		if err := n.settle(ctx, slices.Clone(n.open)); err != nil {
+			return err
+		}
+		n.unsettled = false
+		n.d.setFull(nil)
+	}
+	more, err := n.correlate(ctx)
+	if err != nil || more {
+		return err
+	}
+	if err := n.closeSilent(ctx); err != nil {
+		return err
+	}
+	return n.wait(ctx, changed)
+}
+
+// fault decides what an error of a turn means: while the disk is full the loop
 // tries again, anything else ends the daemon.
 func (n *inspector) fault(err error) error {
-	if errors.Is(err, queue.ErrFull) {
-		n.d.setFull(err)
-		time.Sleep(retryFull)
-		return nil
+	if err == nil || !errors.Is(err, queue.ErrFull) {
+		return err
 	}
-	return err
+	n.unsettled = true // the turn may have left an inspection unjudged
+	n.d.setFull(err)
+	time.Sleep(retryFull)
+	return nil
 }
 
 // wait returns when something arrived, a picture was examined, or an inspection

@@ -113,9 +113,17 @@ func (d *decoder) run(limit Size, id string) error {
 	if err := profiles[d.device.Profile].decode(d); err != nil {
 		return err
 	}
+	for name, v := range map[string]string{"id": d.o.MessageID, "item": d.o.Item, "capture": d.o.Capture} {
+		if len(v) > maxName {
+			return refuse("MSG_DECODE", "the %s is %d bytes long, at most %d make sense", name, len(v), maxName)
+		}
+	}
 	d.itemIdentifier()
 	return nil
 }
+
+// maxName bounds what devices call messages and items: names become keys.
+const maxName = 256
 
 func (d *decoder) note(code lane.Code, text string) {
 	d.o.Notes = append(d.o.Notes, lane.Problem{Code: code, Severity: "warning", Text: text})

@@ -144,6 +144,8 @@ func TestRefused(t *testing.T) {
 		{"a page for a picture", "lane/cam/a/b", []byte("<html>"), "MSG_DECODE", "neither PNG nor JPEG"},
 		{"verdict of no kind", "lane/raman/data", []byte(`{"result":{"verdict":"maybe"}}`), "MSG_DECODE", "maybe"},
 		{"deep JSON", "lane/raman/data", []byte(strings.Repeat(`{"a":`, 20000)), "MSG_DECODE", ""},
+		{"id of 40 KiB", "lane/scan-j/data", []byte(`{"data":"x","id":"` + strings.Repeat("x", 40<<10) + `"}`), "MSG_DECODE", "40960"},
+		{"item of a long topic", "lane/cam/" + strings.Repeat("x", 40<<10) + "/1", jpegFile(t), "MSG_DECODE", "item"},
 		{"no spectrum", "lane/ftir/a", []byte("hello"), "MSG_DECODE", "JCAMP"},
 	} {
 		d := r.Decode(message(c.topic, c.payload))

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"strconv"
@@ -196,18 +195,20 @@ func quarantine(tx *bbolt.Tx, st *state, a *Arrival) (Receipt, error) {
 // same id with the same content is the same message, however often it comes. By
 // the broker: a redelivery repeats topic, packet identifier and content within one
 // session, and has DUP set; two equal barcodes in flight differ in their packet identifier.
+//
+// Keys are derived: what devices choose may be longer than a key of the database.
 func ownKey(a *Arrival) []byte {
 	if a.Observation == nil || a.Observation.MessageID == "" {
 		return nil
 	}
-	return bytes.Join([][]byte{[]byte("id"), []byte(a.Device), []byte(a.Observation.MessageID), []byte(a.Payload.Digest)}, []byte{0})
+	return []byte(lane.DeriveID("own id", a.Device, a.Observation.MessageID, string(a.Payload.Digest)))
 }
 
 func redeliveryKey(a *Arrival) []byte {
 	if a.PacketID == 0 {
 		return nil
 	}
-	return bytes.Join([][]byte{[]byte("mqtt"), strconv.AppendUint(nil, a.Session, 10), []byte(a.Topic), strconv.AppendUint(nil, uint64(a.PacketID), 10), []byte(a.Payload.Digest)}, []byte{0})
+	return []byte(lane.DeriveID("redelivery", strconv.FormatUint(a.Session, 10), a.Topic, strconv.Itoa(int(a.PacketID)), string(a.Payload.Digest)))
 }
 
 func remember(tx *bbolt.Tx, a *Arrival, what byte, seq uint64) error {

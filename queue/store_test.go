@@ -146,6 +146,21 @@ func TestRepeats(t *testing.T) {
 	}
 }
 
+// TestLongNames: topics and ids longer than a key of the database are stored and
+// recognised all the same.
+func TestLongNames(t *testing.T) {
+	s, _ := openStore(t)
+	a := scan("j", strings.Repeat("n", 60<<10), "payload")
+	a.Topic, a.PacketID = strings.Repeat("t", 60<<10), 7
+	if got := accept(t, s, a)[0].Result; got != queue.Stored {
+		t.Errorf("result %d", got)
+	}
+	a = scan("j", strings.Repeat("n", 60<<10), "payload")
+	if got := accept(t, s, a)[0].Result; got != queue.Duplicate {
+		t.Errorf("result %d", got)
+	}
+}
+
 // commitEvents seals n events.
 func commitEvents(t *testing.T, s *queue.Store, n int) {
 	t.Helper()

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -499,6 +500,37 @@ func judgeSet(t *testing.T, pool *vision.Pool, set string, entries []entry, hits
 		}
 	}
 	return genuine, alarms
+}
+
+// TestCampaign measures the rates of false alarms and of detection on drawn packs
+// that no pack was learnt from, INSPECTD_CAMPAIGN pictures of each product and kind.
+func TestCampaign(t *testing.T) {
+	n, err := strconv.Atoi(os.Getenv("INSPECTD_CAMPAIGN"))
+	if err != nil {
+		t.Skip("SKIP rates were not measured: set INSPECTD_CAMPAIGN to a number of pictures")
+	}
+	pool, packs := newPool(t, vision.PoolOptions{}), fictional(t)
+	for _, kind := range []struct {
+		name   string
+		tamper artwork.Tamper
+	}{{"genuine", artwork.Tamper{}}, {"logo redrawn", artwork.Tamper{Logo: true}}, {"colour, a fifth of the way to another ink", artwork.Tamper{Colour: 0.2}}, {"seal missing", artwork.Tamper{NoSeal: true}}} {
+		judged, alarms := 0, 0
+		for i, p := range artwork.Products() {
+			face := p.Draw(kind.tamper)
+			for k := range n {
+				a, _ := examine(t, packs, pool, artwork.JPEG(artwork.Photograph(face, uint64(1_000_000*(i+1)+k))))
+				c := candidate(a, p.ID)
+				if c == nil || !c.Judged() {
+					continue
+				}
+				judged++
+				if len(failed(c)) > 0 {
+					alarms++
+				}
+			}
+		}
+		t.Logf("%-45s %d pictures, %d judged, %d with a failed check", kind.name, n*len(artwork.Products()), judged, alarms)
+	}
 }
 
 // BenchmarkExamine is one photograph of two megapixels through the worker, with

@@ -3,7 +3,12 @@ package simulate_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"hash/crc32"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +19,7 @@ import (
 
 	"inspectd.org/inspectd/agent/lane"
 	"inspectd.org/inspectd/agent/simulate"
+	"inspectd.org/inspectd/devices"
 	"inspectd.org/inspectd/queue"
 	"inspectd.org/inspectd/vision/artwork"
 )
@@ -179,6 +185,79 @@ func find(list []lane.Check, name string) *lane.Check {
 		}
 	}
 	return nil
+}
+
+// TestHostileMessages: whatever arrives, the lane stays well, counts every message,
+// and shows a code for each; an honest parcel passes after it as before.
+func TestHostileMessages(t *testing.T) {
+	dir := t.TempDir()
+	l, ctx := start(t, dir)
+	p, err := devices.DialPublisher(l.Broker.Addr(), "hostile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	header := []byte("\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR\x00\x00\xea\x60\x00\x00\xea\x60\x08\x02\x00\x00\x00")
+	header = binary.BigEndian.AppendUint32(header, crc32.ChecksumIEEE(header[12:]))
+	for _, m := range []struct {
+		topic   string
+		payload []byte
+	}{
+		{"lane/01/cam-pack/h-1", header}, // claims 60000 x 60000
+		{"lane/01/cam-pack/h-2", artwork.JPEG(artwork.XRay(1, 1))[:300]},
+		{"lane/01/cam-pack/h-3", bytes.Repeat([]byte("x"), 33<<20)},
+		{"lane/01/xray-1/h-4", []byte("<svg onload=alert(1)>")},
+		{"lane/01/scan-in/data", []byte("\xff\xfe\x00")},
+		{"lane/01/scan-pack/result", []byte(`{"id":"h","data":["x"]}`)},
+		{"lane/01/scan-pack/result", []byte(`{"id":"old","data":"x","time":"1970-01-01T00:00:00Z","item":"h-5"}`)},
+		{"lane/01/raman-1/result", []byte(strings.Repeat("[", 100_000))},
+		{"lane/01/raman-1/result", []byte(`{"spectrum":{"jcamp":"##XYDATA=(X++(Y..Y))\n1AS999999999999"}}`)},
+	} {
+		if err := p.Publish(m.topic, m.payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := simulate.NewRun(5)
+	scenarios, err := simulate.Scenarios()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range scenarios {
+		if s.Name != "honest-medicine" {
+			continue
+		}
+		if err := errors.Join(l.Play(ctx, s, run), l.Check(ctx, s, run)); err != nil {
+			t.Error(err)
+		}
+	}
+	st, err := l.Agent.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := st.Store; s.Received != s.Stored+s.Duplicates+s.Quarantined || s.Quarantined != 5 || st.Vision.Restarts != 0 {
+		t.Errorf("%+v, vision %+v", s, st.Vision)
+	}
+	page, _ := l.Agent.Addresses()
+	resp, err := http.Get("http://" + page + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"MSG_DECODE", "MSG_OVERSIZE", "DEV021"} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("the page does not show %s", want)
+		}
+	}
+	if err := l.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := queue.Verify(filepath.Join(dir, "data")); err != nil || v.Err() != nil {
+		t.Errorf("%v %v", err, v)
+	}
 }
 
 // TestDemoPack: the faces of the pack that comes with the program are what the

@@ -2,6 +2,7 @@ package upstream_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -79,7 +80,16 @@ func (h *headquarters) stop() {
 
 func (h *headquarters) provision(t *testing.T, change func(*jetstream.StreamConfig)) {
 	t.Helper()
-	cfg := jetstream.StreamConfig{Name: upstream.DefaultStream, Subjects: []string{"insp.v1.*.*.event.>"}, AllowAtomicPublish: true, AllowDirect: true}
+	// The stream that we tell headquarters to make.
+	b, err := os.ReadFile("../../configs/insp-events.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg jetstream.StreamConfig
+	if err := json.Unmarshal(b, &cfg); err != nil {
+		t.Fatal(err)
+	}
+	cfg.DenyPurge = false // the tests play what must not happen
 	if change != nil {
 		change(&cfg)
 	}

@@ -54,6 +54,9 @@ func Read(data []byte) (*Spectrum, error) {
 			if err := s.readData(r, header); err != nil {
 				return nil, err
 			}
+			if err := s.finite(r.line); err != nil {
+				return nil, err
+			}
 		case "NTUPLES", "DATATABLE":
 			return nil, fmt.Errorf("%w: line %d: NTUPLES data", ErrFormat, r.line)
 		default:
@@ -71,6 +74,16 @@ func Read(data []byte) (*Spectrum, error) {
 	s.Title, s.DataType = header["TITLE"], header["DATATYPE"]
 	s.XUnits, s.YUnits = header["XUNITS"], header["YUNITS"]
 	return s, nil
+}
+
+// finite refuses points that factors or steps carried beyond any number.
+func (s *Spectrum) finite(line int) error {
+	for i := range s.X {
+		if math.IsInf(s.X[i], 0) || math.IsNaN(s.X[i]) || math.IsInf(s.Y[i], 0) {
+			return fmt.Errorf("%w: line %d: point %d is beyond any number", ErrFormat, line, i+1)
+		}
+	}
+	return nil
 }
 
 func (s *Spectrum) warn(format string, args ...any) {
