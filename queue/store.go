@@ -127,7 +127,7 @@ func Create(dir string, l lane.Lane) error {
 	if !lane.ValidToken(l.Site) || !lane.ValidToken(l.ID) {
 		return fmt.Errorf("create the data folder of lane %s/%s: site and id are 1 to 32 characters of a-z, 0-9 and '-'", l.Site, l.ID)
 	}
-	for _, d := range []string{"", "evidence", "keys", "packs", "control"} {
+	for _, d := range []string{"", "evidence", "keys", filepath.Join("keys", "trust"), "packs", "control"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o750); err != nil {
 			return fmt.Errorf("create data folder: %w", err)
 		}

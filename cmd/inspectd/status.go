@@ -81,6 +81,9 @@ func visionLine(st *console.Status) string {
 		packs = append(packs, fmt.Sprintf("pack %s version %s", p.ID, p.Version))
 	}
 	line := strings.Join(packs, ", ")
+	if len(packs) == 0 {
+		line = "no reference pack is installed"
+	}
 	if st.Vision.OpenCV != "" {
 		line += fmt.Sprintf(" (OpenCV %s; %s)", st.Vision.OpenCV, strings.Join(st.Vision.Layers, ", "))
 	}
