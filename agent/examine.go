@@ -114,6 +114,9 @@ func (d *Daemon) attempt(ctx context.Context, packs *vision.Packs, digest lane.D
 		}
 		return err
 	})
+	if ctx.Err() != nil {
+		return ctx.Err() // the daemon stops; whatever became of the worker, it was not the picture
+	}
 	if errors.Is(err, vision.ErrWorkerDied) || errors.Is(err, vision.ErrWorkerLate) {
 		kept.Attempts++
 		return d.store.SetAnalysis(key, kept)

@@ -24,7 +24,7 @@ var ours = map[string][]string{
 	"vision":              {"agent/lane", "agent/evidence"},
 	"vision/artwork":      {},
 	"vision/opencv":       {"vision"},
-	"agent/risk":          {"agent/lane"},
+	"agent/risk":          {"agent/lane", "devices/label"},
 	"agent/checks":        {"agent/lane", "agent/risk", "vision"},
 	"agent/upstream":      {"agent/evidence", "queue"},
 	"agent/console":       {"agent/lane", "agent/upstream", "devices", "queue", "vision"},

@@ -266,8 +266,8 @@ func (n *inspector) settle(ctx context.Context, list []*lane.Inspection) error {
 func (n *inspector) judge(m checks.Material, pending bool) queue.Step {
 	in := *m.Inspection
 	list := checks.Checks(m)
-	findings := checks.Findings(in.ID, list)
-	step := queue.Step{Events: findingEvents(&in, findings, m, pending)}
+	findings := checks.Findings(&in, list)
+	step := queue.Step{Events: findingEvents(&in, findings, m)}
 	if in.NeedsReport() && !pending {
 		r := checks.Report(m, list)
 		in.Revision, in.Stale = r.Revision, false
@@ -283,9 +283,8 @@ func (n *inspector) judge(m checks.Material, pending bool) queue.Step {
 }
 
 // findingEvents compares findings with those raised before, and keeps the new list
-// in in. While pictures are still being examined nothing is withdrawn: a check that
-// has not run yet takes nothing back.
-func findingEvents(in *lane.Inspection, findings []lane.Finding, m checks.Material, pending bool) []queue.Draft {
+// in in.
+func findingEvents(in *lane.Inspection, findings []lane.Finding, m checks.Material) []queue.Draft {
 	var events []queue.Draft
 	when := in.LastReceived
 	body := func(f lane.Finding) map[string]any {
@@ -300,11 +299,7 @@ func findingEvents(in *lane.Inspection, findings []lane.Finding, m checks.Materi
 		}
 	}
 	for _, f := range in.Raised {
-		switch {
-		case known(findings, f.ID):
-		case pending:
-			findings = append(findings, f)
-		default:
+		if !known(findings, f.ID) {
 			events = append(events, queue.Draft{Noun: "finding", Verb: "withdrawn", Subject: in.ID, Time: when, Data: body(f)})
 		}
 	}

@@ -30,10 +30,11 @@ func TestRestartWithSeveralDue(t *testing.T) {
 		payload := fmt.Appendf(nil, "scan %d", i)
 		o := &lane.Observation{Device: "scan-in", Kind: lane.Label, Received: time.Now().UTC(), Label: &lane.LabelRead{Data: string(payload), Scheme: "opaque"},
 			Evidence: []lane.Evidence{{SHA256: lane.Sum(payload), Size: int64(len(payload)), Role: "original"}}}
-		if _, err := store.Accept([]queue.Arrival{{Topic: "t", Device: "scan-in", Received: time.Now(), Observation: o, Payload: queue.Blob{Digest: lane.Sum(payload), Bytes: payload}}}); err != nil {
+		receipts, err := store.Accept([]queue.Arrival{{Topic: "t", Device: "scan-in", Received: time.Now(), Observation: o, Payload: queue.Blob{Digest: lane.Sum(payload), Bytes: payload}}})
+		if err != nil {
 			t.Fatal(err)
 		}
-		step.Inspections = append(step.Inspections, &lane.Inspection{ID: lane.DeriveID("inspection", o.ID), Observations: []uint64{i + 1},
+		step.Inspections = append(step.Inspections, &lane.Inspection{ID: lane.DeriveID("inspection", receipts[0].ID), Observations: []uint64{i + 1},
 			Kinds: []lane.Kind{lane.Label}, Closed: lane.BySilence, Stale: true})
 	}
 	if err := store.Commit(step); err != nil {

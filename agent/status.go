@@ -94,6 +94,9 @@ func (d *Daemon) problems(s *console.Status, ref *reference) {
 	for _, err := range ref.problems {
 		add("VIS010", "warning", "Install a pack or list that is whole and signed by a trusted key, then reload.", "%v", err)
 	}
+	if s.Upstream.Upload != "" && s.Upstream.Connected {
+		add("NAT006", "warning", "Show this message to headquarters. Evidence is kept here and sent when it is mended.", "%d pieces of evidence wait: %s", s.Store.Uploads, s.Upstream.Upload)
+	}
 	switch s.Upstream.State {
 	case upstream.Cloned:
 		add("NAT020", "warning", "Never run two machines with one data folder. Ask headquarters which is the right one.", "Events are held back: %s", s.Upstream.Error)

@@ -158,6 +158,9 @@ func (d *decoder) deviceTime(text string) error {
 		return refuse("MSG_DECODE", "time %.40q is not in the form 2026-03-01T10:00:04Z", text)
 	}
 	t = t.UTC()
+	if t.Year() < 1 || t.Year() > 9999 { // in UTC it leaves what RFC 3339 can say
+		return refuse("MSG_DECODE", "time %.40q is in no year a clock can show", text)
+	}
 	d.o.Observed = &t
 	if d.o.Clock != lane.ClockInsane && (t.Before(builtAfter) || t.After(d.m.Received.Add(24*time.Hour))) {
 		d.note("CUS_CLOCK", "the device's clock shows "+t.Format(time.DateTime)+" UTC")

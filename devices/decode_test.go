@@ -140,6 +140,8 @@ func TestRefused(t *testing.T) {
 		{"no object", "lane/scan-j/data", []byte(`[1]`), "MSG_DECODE", "array"},
 		{"no data", "lane/scan-j/data", []byte(`{"id":"1"}`), "MSG_EMPTY", "data"},
 		{"no time", "lane/scan-j/data", []byte(`{"data":"x","time":"yesterday"}`), "MSG_DECODE", "yesterday"},
+		{"a time that leaves its year in UTC", "lane/scan-j/data", []byte(`{"data":"x","time":"9999-12-31T23:59:59-12:00"}`), "MSG_DECODE", "no year"},
+		{"a time before the first year", "lane/scan-j/data", []byte(`{"data":"x","time":"0000-01-01T00:00:00+12:00"}`), "MSG_DECODE", "no year"},
 		{"bad base64", "lane/scan-j/data", []byte(`{"data_base64":"?"}`), "MSG_DECODE", "base64"},
 		{"a page for a picture", "lane/cam/a/b", []byte("<html>"), "MSG_DECODE", "neither PNG nor JPEG"},
 		{"verdict of no kind", "lane/raman/data", []byte(`{"result":{"verdict":"maybe"}}`), "MSG_DECODE", "maybe"},
@@ -170,6 +172,8 @@ func TestDamagedImages(t *testing.T) {
 		file []byte
 		code lane.Code
 	}{
+		"PNG without pixels":  {append(bytes.Clone(header(256, 256)), 0, 0, 0, 0, 'I', 'E', 'N', 'D', 0xae, 0x42, 0x60, 0x82), "IMG_INCOMPLETE"},
+		"JPEG without pixels": {append(bytes.Clone(photo[:bytes.Index(photo, []byte{0xff, 0xda})]), 0xff, 0xd9), "IMG_INCOMPLETE"},
 		"PNG cut":             {whole[:len(whole)/2], "IMG_INCOMPLETE"},
 		"PNG without IEND":    {whole[:len(whole)-12], "IMG_INCOMPLETE"},
 		"PNG with a bit off":  {flipped, "IMG_INCOMPLETE"},

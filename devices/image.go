@@ -68,6 +68,7 @@ func checkSize(info *lane.ImageTaken) bool {
 func probePNG(b []byte) *lane.ImageTaken {
 	info := &lane.ImageTaken{MediaType: "image/png"}
 	pos := len(pngMagic)
+	pixels := false
 	for first := true; ; first = false {
 		if len(b)-pos < 12 {
 			return damage(info, "IMG_INCOMPLETE", "the PNG file is cut off")
@@ -92,7 +93,11 @@ func probePNG(b []byte) *lane.ImageTaken {
 			}
 		}
 		pos += 12 + n
+		pixels = pixels || kind == "IDAT" && n > 0
 		if kind == "IEND" {
+			if !pixels {
+				return damage(info, "IMG_INCOMPLETE", "the PNG file has no picture in it")
+			}
 			return info
 		}
 	}
@@ -101,13 +106,14 @@ func probePNG(b []byte) *lane.ImageTaken {
 func probeJPEG(b []byte) *lane.ImageTaken {
 	info := &lane.ImageTaken{MediaType: "image/jpeg", Depth: 8, Lossy: true}
 	pos := 2
+	pixels := false
 	for {
 		marker, ok := nextMarker(b, &pos)
 		switch {
 		case !ok:
 			return damage(info, "IMG_INCOMPLETE", "the JPEG file is cut off")
 		case marker == 0xD9: // EOI
-			if info.Width == 0 {
+			if info.Width == 0 || !pixels {
 				return damage(info, "IMG_INCOMPLETE", "the JPEG file has no picture in it")
 			}
 			return info
@@ -123,6 +129,7 @@ func probeJPEG(b []byte) *lane.ImageTaken {
 		}
 		segment := b[pos : pos+n]
 		pos += n
+		pixels = pixels || marker == 0xDA // SOS: entropy-coded data follows
 		// SOFn, except DHT, JPG and DAC, which share the range.
 		if marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC {
 			if len(segment) < 7 {

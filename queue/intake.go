@@ -1,8 +1,10 @@
 package queue
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -95,6 +97,7 @@ func (s *Store) Accept(batch []Arrival) ([]Receipt, error) {
 	blobs := make([]Blob, len(batch))
 	for i := range batch {
 		blobs[i] = batch[i].Payload
+		batch[i].refuseUnstorable()
 	}
 	if err := s.writeEvidence(blobs); err != nil {
 		return nil, err
@@ -116,6 +119,18 @@ func (s *Store) Accept(batch []Arrival) ([]Receipt, error) {
 		return putState(tx, st)
 	})
 	return receipts, err
+}
+
+// refuseUnstorable turns an observation that has no JSON form into a refusal. No
+// decoder makes one; but one that did would otherwise stop the lane, since the
+// broker would deliver its message again for ever.
+func (a *Arrival) refuseUnstorable() {
+	if a.Observation == nil {
+		return
+	}
+	if _, err := json.Marshal(a.Observation); err != nil {
+		a.Observation, a.Refusal = nil, &Refusal{"MSG_DECODE", "it cannot be stored: " + err.Error()}
+	}
 }
 
 func (s *Store) acceptOne(tx *bbolt.Tx, st *state, a *Arrival) (Receipt, error) {
@@ -157,7 +172,9 @@ func (s *Store) duplicate(tx *bbolt.Tx, a *Arrival, seq uint64) (Receipt, error)
 
 // record stores an observation under the next sequence and gives it its id.
 func record(tx *bbolt.Tx, st *state, a *Arrival) (Receipt, error) {
-	o := a.Observation
+	copied := *a.Observation // the batch may be offered again
+	o := &copied
+	o.Notes = slices.Clone(o.Notes)
 	st.Stored++
 	o.Seq, o.Elapsed = st.Stored, st.Elapsed
 	own := o.MessageID

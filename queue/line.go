@@ -153,10 +153,8 @@ func putInspection(tx *bbolt.Tx, in *lane.Inspection) error {
 	} else if err := tx.Bucket(bktOpen).Delete(opened); err != nil {
 		return err
 	}
-	for _, k := range in.Keys() {
-		if err := putBytes(tx.Bucket(bktKey), []byte(k), []byte(in.ID)); err != nil {
-			return err
-		}
+	if err := putKeys(tx, in); err != nil {
+		return err
 	}
 	// Observations are ascending and never leave: those stored before are a prefix.
 	for _, seq := range slices.Backward(in.Observations) {
@@ -164,6 +162,30 @@ func putInspection(tx *bbolt.Tx, in *lane.Inspection) error {
 			break
 		}
 		if err := putBytes(tx.Bucket(bktMember), seqKey(seq), []byte(in.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// putKeys lets the keys of an inspection find it, unless they find one that opened
+// later: a belt number used again is the later item's, whenever the earlier one is
+// written again.
+func putKeys(tx *bbolt.Tx, in *lane.Inspection) error {
+	for _, k := range in.Keys() {
+		id, err := getBytes(tx, bktKey, []byte(k))
+		if err == nil && string(id) != in.ID {
+			holder, err := get[lane.Inspection](tx, bktInsp, id)
+			if err != nil {
+				return err
+			}
+			if holder.Observations[0] > in.Observations[0] {
+				continue
+			}
+		} else if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		if err := putBytes(tx.Bucket(bktKey), []byte(k), []byte(in.ID)); err != nil {
 			return err
 		}
 	}
@@ -282,8 +304,7 @@ func (s *Store) Event(sequence uint64) (e *evidence.Event, err error) {
 }
 
 // Confirm is commit (3): upstream holds every event up to sequence, the last of
-// them at place streamSeq of its stream. A lower sequence than the one confirmed
-// before reopens what follows it, for a server that lost what it had acknowledged.
+// them at place streamSeq of its stream.
 func (s *Store) Confirm(sequence, streamSeq uint64) error {
 	return s.update(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)
@@ -294,6 +315,44 @@ func (s *Store) Confirm(sequence, streamSeq uint64) error {
 			return fmt.Errorf("confirm event %d: the chain ends at %d", sequence, st.HeadSeq)
 		}
 		st.Confirmed, st.StreamSeq = sequence, streamSeq
+		return putState(tx, st)
+	})
+}
+
+// Reopen takes back what was confirmed beyond sequence, for a server that lost what
+// it had acknowledged: those events and their evidence will be sent again. incident
+// tells of it and is sealed in the same transaction.
+func (s *Store) Reopen(sequence, streamSeq uint64, incident Draft) error {
+	drafts, _, err := canonicalEvents([]Draft{incident})
+	if err != nil {
+		return err
+	}
+	return s.update(func(tx *bbolt.Tx) error {
+		st, err := getState(tx)
+		if err != nil {
+			return err
+		}
+		var again []Upload
+		if err := each(tx, bktUploaded, func(_ []byte, u *Upload) (bool, error) {
+			if u.After > sequence {
+				again = append(again, *u)
+			}
+			return true, nil
+		}); err != nil {
+			return err
+		}
+		for _, u := range again {
+			if err := tx.Bucket(bktUploaded).Delete([]byte(u.Digest)); err != nil {
+				return err
+			}
+			if err := put(tx.Bucket(bktUpload), []byte(u.Digest), u); err != nil {
+				return err
+			}
+		}
+		st.Confirmed, st.StreamSeq = sequence, streamSeq
+		if err := s.seal(tx, st, drafts); err != nil {
+			return err
+		}
 		return putState(tx, st)
 	})
 }

@@ -396,6 +396,57 @@ func TestCloseSilent(t *testing.T) {
 	}
 }
 
+// TestByKey: a belt number used again finds the later item, also after the earlier
+// one was written again.
+func TestByKey(t *testing.T) {
+	s, _ := openStore(t)
+	accept(t, s, scan("a", "1", "x"), scan("a", "2", "y"))
+	belt := []lane.Identifier{{Scheme: lane.Belt, Value: "88"}}
+	first := &lane.Inspection{ID: "FIRST", Observations: []uint64{1}, Identifiers: belt}
+	second := &lane.Inspection{ID: "SECOND", Observations: []uint64{2}, Identifiers: belt}
+	for _, step := range []queue.Step{{Cursor: 1, Inspections: []*lane.Inspection{first}}, {Cursor: 2, Inspections: []*lane.Inspection{second}}, {Inspections: []*lane.Inspection{first}}} {
+		if err := s.Commit(step); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if in, err := s.ByKey("belt:88"); err != nil || in.ID != "SECOND" {
+		t.Errorf("%v %v", in, err)
+	}
+}
+
+// TestUnstorable: an observation that has no JSON form is refused and kept; it does
+// not stop the lane.
+func TestUnstorable(t *testing.T) {
+	s, _ := openStore(t)
+	a := scan("a", "1", "x")
+	year := time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)
+	a.Observation.Observed = &year
+	if got := accept(t, s, a)[0].Result; got != queue.Quarantined {
+		t.Errorf("result %d", got)
+	}
+}
+
+// TestReopen: what a server lost goes out again, events and evidence, with an
+// incident in the chain.
+func TestReopen(t *testing.T) {
+	s, _ := openStore(t)
+	blob := queue.Blob{Digest: lane.Sum([]byte("p")), Bytes: []byte("p")}
+	commitEvents(t, s, 1)
+	if err := s.Commit(queue.Step{Evidence: []queue.Blob{blob}, Events: []queue.Draft{{Noun: "finding", Verb: "raised", Time: time.Now(), Data: 1, Uploads: []lane.Digest{blob.Digest}}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.Confirm(2, 2)
+	if err := s.Uploaded(blob.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Reopen(1, 1, queue.Draft{Noun: "lane", Verb: "changed", Time: time.Now(), Data: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := s.Stats(); err != nil || st.Waiting != 2 || st.Uploads != 1 || st.Events != 3 {
+		t.Errorf("%+v %v", st, err)
+	}
+}
+
 // TestSnapshotWhileBusy: a snapshot taken during intake verifies.
 func TestSnapshotWhileBusy(t *testing.T) {
 	s, dir := openStore(t)

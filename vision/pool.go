@@ -278,6 +278,9 @@ func (w *Worker) Compare(req CompareRequest, files ...[]byte) (*Measurement, err
 	if resp.Measured == nil {
 		return nil, fmt.Errorf("%w: no measurement in its answer", ErrWorkerDied)
 	}
+	if err := resp.Measured.answers(&req); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrWorkerDied, err)
+	}
 	return resp.Measured, nil
 }
 

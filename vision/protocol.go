@@ -95,6 +95,30 @@ type Measurement struct {
 	Fakes      []FakeMeasurement            `json:"fakes,omitempty"`
 }
 
+// answers checks that a measurement answers what was asked, with numbers that can
+// be: a worker that was taken over must not make findings or passes out of nothing.
+func (m *Measurement) answers(req *CompareRequest) error {
+	if !m.Aligned {
+		return nil
+	}
+	if len(m.Fakes) != len(req.Fakes) || len(m.Regions) != len(req.Regions) {
+		return errors.New("its answer leaves out what was asked")
+	}
+	correlation := func(v float64) bool { return v >= -1.001 && v <= 1.001 }
+	for name := range req.Regions {
+		r, ok := m.Regions[name]
+		if !ok || !correlation(r.ZNCC) || !correlation(r.Worst) || r.ShiftPx < 0 || r.ShiftPx > 1000 {
+			return fmt.Errorf("its answer on region %q makes no sense", name)
+		}
+	}
+	for i, f := range m.Fakes {
+		if f.Name != req.Fakes[i].Name || !correlation(f.Fake) || !correlation(f.Genuine) {
+			return fmt.Errorf("its answer on known fake %q makes no sense", req.Fakes[i].Name)
+		}
+	}
+	return nil
+}
+
 // RegionMeasurement is what was measured on one region.
 type RegionMeasurement struct {
 	Quad    [4][2]float64 `json:"quad"`             // where it lies in the photograph

@@ -255,6 +255,30 @@ func TestWorkerCrash(t *testing.T) {
 	}
 }
 
+// TestWorkerLies: an answer that leaves out what was asked, or holds numbers that
+// cannot be, is no answer: neither a finding nor a pass comes of it.
+func TestWorkerLies(t *testing.T) {
+	req := vision.CompareRequest{Regions: map[string]vision.Region{"logo": {}}, Fakes: []vision.FakeRequest{{Name: "f", Region: "logo"}}}
+	for name, answer := range map[string]string{
+		"no regions":       `{"measured":{"aligned":true}}`,
+		"no fakes":         `{"measured":{"aligned":true,"regions":{"logo":{"zncc":1,"worst":1}}}}`,
+		"another region":   `{"measured":{"aligned":true,"regions":{"nose":{}},"fakes":[{"name":"f"}]}}`,
+		"correlation of 7": `{"measured":{"aligned":true,"regions":{"logo":{"zncc":7}},"fakes":[{"name":"f"}]}}`,
+		"another fake":     `{"measured":{"aligned":true,"regions":{"logo":{}},"fakes":[{"name":"g"}]}}`,
+	} {
+		frame := fmt.Sprintf(`\000\000\000\%03o\000\000\000\000`, len(answer))
+		pool := vision.NewPool(vision.PoolOptions{Program: badWorker(t, "head -c 8 <&3 >/dev/null; printf '"+frame+"%s' '"+answer+"' >&3; exec sleep 60"), Log: zerolog.Nop()})
+		err := pool.With(context.Background(), func(w *vision.Worker) error {
+			_, err := w.Compare(req)
+			return err
+		})
+		if !errors.Is(err, vision.ErrWorkerDied) {
+			t.Errorf("%s: %v", name, err)
+		}
+		pool.Close()
+	}
+}
+
 // TestPackRefused: a pack that is changed, unsigned, or makes no sense is not used.
 func TestPackRefused(t *testing.T) {
 	fresh := func() string {

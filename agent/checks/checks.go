@@ -136,8 +136,13 @@ type sighting struct {
 // products that were seen.
 func (j *judge) photographs() []sighting {
 	var seen []sighting
+	nth := 0
 	for _, o := range j.Observations {
-		if o.Kind != lane.Camera || o.Image == nil || o.Image.Damage != "" {
+		if o.Kind != lane.Camera || o.Image == nil {
+			continue
+		}
+		nth++
+		if o.Image.Damage != "" {
 			continue
 		}
 		c := lane.Check{Name: "vision/" + o.Device, Evidence: []lane.Digest{o.Original().SHA256}}
@@ -150,7 +155,7 @@ func (j *judge) photographs() []sighting {
 			c.Codes, c.Text = []lane.Code{a.Code}, sentence(a.Failed)
 			j.add(c)
 		default:
-			if s := j.photograph(c, a); s != nil {
+			if s := j.photograph(c, a, nth); s != nil {
 				seen = append(seen, *s)
 			}
 		}
@@ -158,8 +163,10 @@ func (j *judge) photographs() []sighting {
 	return seen
 }
 
-// photograph chooses which product a picture shows and adds its checks.
-func (j *judge) photograph(c lane.Check, a *vision.Analysis) *sighting {
+// photograph chooses which product a picture shows and adds its checks. Those of
+// the nth picture carry its number, whichever pictures were examined before it:
+// a finding keeps its name while others are still being examined.
+func (j *judge) photograph(c lane.Check, a *vision.Analysis, nth int) *sighting {
 	s, why := choose(a, j.gtins())
 	if s == nil {
 		c.Text = sentence(why)
@@ -175,6 +182,9 @@ func (j *judge) photograph(c lane.Check, a *vision.Analysis) *sighting {
 	j.add(c)
 	original := c.Evidence[0]
 	for _, rc := range s.candidate.Checks {
+		if nth > 1 {
+			rc.Name = fmt.Sprintf("%s@%d", rc.Name, nth)
+		}
 		rc.Evidence = []lane.Digest{original}
 		if rc.Outcome == lane.Fail && s.candidate.Overlay != nil {
 			rc.Evidence = append(rc.Evidence, s.candidate.Overlay.SHA256)
@@ -295,10 +305,11 @@ func forensic(o *lane.Observation) lane.Check {
 		c.Algorithm = &lane.Algorithm{Name: t.Technique, Version: t.Method}
 	}
 	name := strings.TrimSpace(t.Technique + " test")
+	calibration := strings.ToLower(strings.TrimSpace(t.Calibration.Status))
 	switch {
-	case t.Calibration.Status == "expired" || t.Calibration.Status == "failed":
+	case calibration != "" && calibration != "valid":
 		c.Codes = []lane.Code{"FOR_CAL_EXPIRED"}
-		c.Text = fmt.Sprintf("The %s does not count: the instrument's calibration is %s. Its verdict was %q.", name, t.Calibration.Status, t.Verdict)
+		c.Text = fmt.Sprintf("The %s does not count: the instrument's calibration is %q, not valid. Its verdict was %q.", name, t.Calibration.Status, t.Verdict)
 	case t.Verdict == "" && t.Spectrum != nil:
 		c.Codes = []lane.Code{"FOR_INCONCLUSIVE"}
 		c.Text = fmt.Sprintf("A spectrum of %d points was kept; the instrument gave no verdict, and the lane has no reference to compare it with.", t.Spectrum.Points)
@@ -318,7 +329,7 @@ func forensic(o *lane.Observation) lane.Check {
 			c.Text = fmt.Sprintf("The %s does not confirm the substance; it is nearest to %s.", name, t.BestHit)
 		}
 	}
-	if t.Calibration.Status == "" && c.Outcome != lane.Inconclusive {
+	if calibration == "" && c.Outcome != lane.Inconclusive {
 		c.Text += " The instrument does not tell its calibration."
 	}
 	return c
@@ -340,28 +351,41 @@ func contradicts(t *lane.TestResult) bool {
 // highWeight is the weight of a reason code from which its finding is strong.
 const highWeight = 40
 
-// Findings are the failed checks that speak against the goods, the strong ones
-// first.
-func Findings(inspection string, checks []lane.Check) []lane.Finding {
+// Findings are what speaks against the goods, the strong ones first: the failed
+// checks, and what was raised before and no check has taken back. A check takes a
+// finding back only by passing; one that could not run this time does not.
+func Findings(in *lane.Inspection, checks []lane.Check) []lane.Finding {
 	findings := []lane.Finding{}
+	outcome := map[string]lane.Outcome{}
 	for _, c := range checks {
-		if c.Outcome != lane.Fail || !slices.ContainsFunc(c.Codes, func(k lane.Code) bool { return lane.Codes[k].Against == lane.Goods }) {
-			continue
+		outcome[c.Name] = c.Outcome
+		if c.Outcome == lane.Fail && slices.ContainsFunc(c.Codes, speaksAgainstGoods) {
+			findings = append(findings, finding(in.ID, c))
 		}
-		f := lane.Finding{ID: lane.DeriveID("finding", inspection, c.Name), Check: c.Name, Strength: lane.Suspect,
-			Codes: c.Codes, Text: c.Text, Evidence: c.Evidence}
-		if f.Evidence == nil {
-			f.Evidence = []lane.Digest{}
+	}
+	for _, f := range in.Raised {
+		if outcome[f.Check] == lane.Inconclusive { // also when nobody asked
+			findings = append(findings, f)
 		}
-		for _, k := range c.Codes {
-			if lane.Codes[k].Weight >= highWeight {
-				f.Strength = lane.High
-			}
-		}
-		findings = append(findings, f)
 	}
 	sort.SliceStable(findings, func(i, k int) bool { return findings[i].Strength == lane.High && findings[k].Strength != lane.High })
 	return findings
+}
+
+func speaksAgainstGoods(k lane.Code) bool { return lane.Codes[k].Against == lane.Goods }
+
+func finding(inspection string, c lane.Check) lane.Finding {
+	f := lane.Finding{ID: lane.DeriveID("finding", inspection, c.Name), Check: c.Name, Strength: lane.Suspect,
+		Codes: c.Codes, Text: c.Text, Evidence: c.Evidence}
+	if f.Evidence == nil {
+		f.Evidence = []lane.Digest{}
+	}
+	for _, k := range c.Codes {
+		if lane.Codes[k].Weight >= highWeight {
+			f.Strength = lane.High
+		}
+	}
+	return f
 }
 
 // Report sums up an inspection as its next revision.
@@ -370,13 +394,14 @@ func Report(m Material, checks []lane.Check) *lane.Report {
 	r := &lane.Report{
 		Inspection: in.ID, Revision: in.Revision + 1, Lane: m.Lane, Identifiers: in.Identifiers,
 		Opened: in.Opened, Closed: in.ClosedAt, Missing: in.Missing(m.Expected),
-		Checks: checks, Findings: Findings(in.ID, checks), Reasons: reasons(checks),
+		Checks: checks, Findings: Findings(in, checks),
 		ConfigSHA256: m.Config, Software: m.Software,
 	}
 	if r.Identifiers == nil {
 		r.Identifiers = []lane.Identifier{}
 	}
 	r.Complete = len(r.Missing) == 0
+	r.Reasons = reasons(r.Findings)
 	r.Score, r.Recommendation = weigh(r.Reasons, checks)
 	for _, o := range m.Observations {
 		r.Observations = append(r.Observations, lane.ObservationRef{ID: o.ID, Device: o.Device, Kind: o.Kind,
@@ -387,15 +412,12 @@ func Report(m Material, checks []lane.Check) *lane.Report {
 }
 
 // reasons lists what speaks against the goods, heaviest first.
-func reasons(checks []lane.Check) []lane.Reason {
+func reasons(findings []lane.Finding) []lane.Reason {
 	out := []lane.Reason{}
-	for _, c := range checks {
-		if c.Outcome != lane.Fail {
-			continue
-		}
-		for _, k := range c.Codes {
-			if info := lane.Codes[k]; info.Against == lane.Goods {
-				out = append(out, lane.Reason{Code: k, Check: c.Name, Weight: info.Weight, Text: c.Text})
+	for _, f := range findings {
+		for _, k := range f.Codes {
+			if speaksAgainstGoods(k) {
+				out = append(out, lane.Reason{Code: k, Check: f.Check, Weight: lane.Codes[k].Weight, Text: f.Text})
 			}
 		}
 	}

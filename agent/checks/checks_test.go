@@ -98,12 +98,14 @@ func TestChecks(t *testing.T) {
 		"a warning is no failure": {material(t, func(m *Material) {
 			m.Observations[0].Label.Problems = []lane.Problem{{Code: "LBL_AIM_MISSING", Severity: "warning", Text: "no identifier"}}
 		}), "label/scan pass []", "none"},
-		"text that is no code": {material(t, func(m *Material) { m.Observations[0].Label.Scheme = "opaque" }), "label/scan inconclusive []", "none"},
-		"test passed":          {material(t, test(func(*lane.TestResult) {})), "forensic/raman pass []", "none"},
-		"test failed":          {material(t, test(func(r *lane.TestResult) { r.Verdict, r.Score.Value = "fail", 0.4 })), "forensic/raman fail [FOR_ID_FAIL]", "lab_sample"},
-		"test unclear":         {material(t, test(func(r *lane.TestResult) { r.Verdict = "inconclusive" })), "forensic/raman inconclusive [FOR_INCONCLUSIVE]", "retest"},
-		"out of calibration":   {material(t, test(func(r *lane.TestResult) { r.Verdict, r.Calibration.Status = "fail", "expired" })), "forensic/raman inconclusive [FOR_CAL_EXPIRED]", "retest"},
-		"contradicts itself":   {material(t, test(func(r *lane.TestResult) { r.Score.Value = 0.2 })), "forensic/raman inconclusive [FOR_INCONCLUSIVE]", "retest"},
+		"text that is no code":           {material(t, func(m *Material) { m.Observations[0].Label.Scheme = "opaque" }), "label/scan inconclusive []", "none"},
+		"test passed":                    {material(t, test(func(*lane.TestResult) {})), "forensic/raman pass []", "none"},
+		"test failed":                    {material(t, test(func(r *lane.TestResult) { r.Verdict, r.Score.Value = "fail", 0.4 })), "forensic/raman fail [FOR_ID_FAIL]", "lab_sample"},
+		"test unclear":                   {material(t, test(func(r *lane.TestResult) { r.Verdict = "inconclusive" })), "forensic/raman inconclusive [FOR_INCONCLUSIVE]", "retest"},
+		"out of calibration":             {material(t, test(func(r *lane.TestResult) { r.Verdict, r.Calibration.Status = "fail", "expired" })), "forensic/raman inconclusive [FOR_CAL_EXPIRED]", "retest"},
+		"calibration of no word we know": {material(t, test(func(r *lane.TestResult) { r.Calibration.Status = "OVERDUE" })), "forensic/raman inconclusive [FOR_CAL_EXPIRED]", "retest"},
+		"calibration in capitals":        {material(t, test(func(r *lane.TestResult) { r.Calibration.Status = "VALID" })), "forensic/raman pass []", "none"},
+		"contradicts itself":             {material(t, test(func(r *lane.TestResult) { r.Score.Value = 0.2 })), "forensic/raman inconclusive [FOR_INCONCLUSIVE]", "retest"},
 		"only a spectrum": {material(t, test(func(r *lane.TestResult) { *r = lane.TestResult{Spectrum: &lane.Spectrum{Points: 7}} })),
 			"forensic/raman inconclusive [FOR_INCONCLUSIVE]", "retest"},
 	} {
@@ -154,11 +156,67 @@ func TestWatchlist(t *testing.T) {
 	if len(r.Findings) != 1 || r.Findings[0].Codes[0] != "RISK_PROFILE" || !strings.Contains(r.Findings[0].Text, "hold for the rights holder") {
 		t.Errorf("%+v", r.Findings)
 	}
-	for _, bad := range []string{"", "scheme,value\n", "scheme,value,note\nsscc,,empty\nphone,1,no such\n", "scheme,value,note\n\"open"} {
+	write("\xef\xbb\xbfscheme,value,note\ns10,rb 473 124 829 gb,as typed\nsscc,(00)006141411234567890,no\n")
+	if _, err := risk.Load(path); err == nil || strings.Contains(err.Error(), "s10") || !strings.Contains(err.Error(), "entry 2") {
+		t.Errorf("%v", err)
+	}
+	write("scheme,value,note\ns10,rb 473 124 829 gb,as typed\nsscc,00006141411234567890,with its AI\nsgtin,9520001000010.aB1,case of a serial counts\n")
+	if w, err = risk.Load(path); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []lane.Identifier{{Scheme: lane.S10, Value: "RB473124829GB"}, {Scheme: lane.SSCC, Value: "006141411234567890"}, {Scheme: lane.SGTIN, Value: "09520001000010.aB1"}} {
+		if len(w.Match([]lane.Identifier{id})) != 1 {
+			t.Errorf("%s is listed and was not met", id.Key())
+		}
+	}
+	for _, bad := range []string{"scheme,value,note\ngtin,9520001000011,wrong check digit\n", "scheme,value,note\ns10,RB473124828GB,wrong check digit\n", "", "scheme,value\n", "scheme,value,note\nsscc,,empty\nphone,1,no such\n", "scheme,value,note\n\"open"} {
 		write(bad)
 		if w, err := risk.Load(path); err == nil {
 			t.Errorf("%q was read: %v", bad, w)
 		}
+	}
+}
+
+// TestStanding: a finding that was raised stands until its check passes. A check that
+// could not run this time, or was not asked, takes nothing back.
+func TestStanding(t *testing.T) {
+	altered := candidates(shown("velmaris-20", gtin, 3))
+	first := material(t, altered)
+	raised := Findings(first.Inspection, Checks(first))
+	if len(raised) != 1 {
+		t.Fatalf("%+v", raised)
+	}
+	for name, c := range map[string]struct {
+		change func(*Material)
+		stands bool
+	}{
+		"still failed":     {altered, true},
+		"worker away":      {func(m *Material) { delete(m.Analyses, 2); m.Unexamined[2] = "no worker" }, true},
+		"packs are gone":   {func(m *Material) { m.Packs = &vision.Packs{}; m.Analyses[2] = &vision.Analysis{} }, true},
+		"passes this time": {func(m *Material) {}, false},
+	} {
+		m := material(t, c.change, func(m *Material) { m.Inspection.Raised = raised })
+		r := Report(m, Checks(m))
+		if got := len(r.Findings) == 1 && r.Recommendation == "open_inspect" && len(r.Reasons) == 1; got != c.stands {
+			t.Errorf("%s: %d findings, %s", name, len(r.Findings), r.Recommendation)
+		}
+	}
+}
+
+// TestNamesWhilePending: the checks of a picture keep their names, whichever
+// pictures were examined first.
+func TestNamesWhilePending(t *testing.T) {
+	two := func(m *Material) {
+		o := *m.Observations[1]
+		o.Seq = 9
+		m.Observations = append(m.Observations, &o)
+		m.Analyses[9] = &vision.Analysis{Candidates: []vision.Candidate{shown("velmaris-20", gtin, 3)}}
+	}
+	pending := material(t, two, func(m *Material) { delete(m.Analyses, 2); m.Unexamined[2] = "it is still being examined" })
+	done := material(t, two)
+	a, b := Findings(pending.Inspection, Checks(pending)), Findings(done.Inspection, Checks(done))
+	if len(a) != 1 || len(b) != 1 || a[0].ID != b[0].ID || a[0].Check != "vision/logo@2" {
+		t.Errorf("%+v\n%+v", a, b)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -43,7 +44,12 @@ type Server struct {
 	servers []*http.Server
 	listen  []net.Listener
 	addrs   [2]string
+
+	verifying sync.Mutex
 }
+
+// verifyFolders hold the copies that verification works on.
+const verifyFolders = "verify-*"
 
 // New opens all listeners, so that an address in use is told at once.
 func New(opts Options) (*Server, error) {
@@ -52,6 +58,13 @@ func New(opts Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{opts: opts, page: t}
+	left, err := filepath.Glob(filepath.Join(opts.Data, verifyFolders))
+	for _, dir := range left { // of a daemon that was killed meanwhile
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		return nil, err
+	}
 	for i, addr := range []string{opts.Listen, opts.Metrics} {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
@@ -282,7 +295,9 @@ func (s *Server) serveEvidence(w http.ResponseWriter, r *http.Request) {
 
 // serveVerify checks the whole store, on a snapshot, so that intake goes on.
 func (s *Server) serveVerify(w http.ResponseWriter, _ *http.Request) {
-	dir, err := os.MkdirTemp(s.opts.Data, "verify-*")
+	s.verifying.Lock() // one at a time: each needs a copy of the database
+	defer s.verifying.Unlock()
+	dir, err := os.MkdirTemp(s.opts.Data, verifyFolders)
 	if err != nil {
 		writeJSON(w, nil, err)
 		return

@@ -296,8 +296,8 @@ func (r Rules) Group(set []*Observation, elapsed time.Duration) Grouping {
 			g.Inspections = append(g.Inspections, in)
 		}
 		g.Inspections[i] = in
-		for _, k := range in.Keys() {
-			byKey[k] = i
+		for _, k := range in.Keys() { // a key finds the item that opened last
+			byKey[k] = max(i, byKey[k])
 		}
 	}
 	open := func() []*Inspection {

@@ -10,8 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"inspectd.org/inspectd/agent/lane"
+	"inspectd.org/inspectd/devices/label"
 )
 
 // Entry is one listed identifier.
@@ -28,8 +30,55 @@ type Watchlist struct {
 	SHA256  lane.Digest
 }
 
-// schemes that a list may name.
-var schemes = map[lane.Scheme]bool{lane.SSCC: true, lane.GTIN: true, lane.SGTIN: true, lane.S10: true, lane.Belt: true}
+// normal brings a listed value into the form in which labels are read, or says why
+// it can never be met.
+func normal(scheme lane.Scheme, value string) (string, error) {
+	value = strings.ToUpper(strings.ReplaceAll(strings.TrimSpace(value), " ", ""))
+	switch scheme {
+	case lane.GTIN:
+		return key("gtin", value)
+	case lane.SSCC:
+		if len(value) == 20 {
+			value = strings.TrimPrefix(value, "00") // with its application identifier
+		}
+		return key("sscc", value)
+	case lane.S10:
+		return key("s10", value)
+	}
+	return "", fmt.Errorf("the scheme is one of sscc, gtin, sgtin, s10, belt")
+}
+
+// key reads a value as a label of the scheme, check digit included.
+func key(scheme, value string) (string, error) {
+	for _, id := range label.Parse("", value, time.Time{}).Identifiers {
+		if id.Scheme == scheme {
+			return id.Value, nil
+		}
+	}
+	return "", fmt.Errorf("it is no %s with a right check digit", strings.ToUpper(scheme))
+}
+
+// entry reads one row. The serial of an SGTIN and the lane's own item ids are taken
+// as they stand: their case counts.
+func entry(row []string) (Entry, error) {
+	e := Entry{Scheme: lane.Scheme(strings.ToLower(strings.TrimSpace(row[0]))), Value: strings.TrimSpace(row[1]), Note: row[2]}
+	var err error
+	switch e.Scheme {
+	case lane.Belt:
+		if e.Value == "" {
+			err = errors.New("the value is empty")
+		}
+	case lane.SGTIN:
+		gtin, serial, ok := strings.Cut(e.Value, ".")
+		if gtin, err = normal(lane.GTIN, gtin); err == nil && (!ok || serial == "") {
+			err = errors.New("write GTIN, a dot and the serial number")
+		}
+		e.Value = gtin + "." + serial
+	default:
+		e.Value, err = normal(e.Scheme, e.Value)
+	}
+	return e, err
+}
 
 // Load reads a watchlist: CSV with the columns scheme, value and note, the first
 // line naming them, lines that begin with # left out. A missing file is no error
@@ -43,7 +92,7 @@ func Load(path string) (*Watchlist, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := csv.NewReader(bytes.NewReader(b))
+	r := csv.NewReader(bytes.NewReader(bytes.TrimPrefix(b, []byte("\xef\xbb\xbf")))) // spreadsheets mark UTF-8
 	r.Comment, r.FieldsPerRecord, r.TrimLeadingSpace = '#', 3, true
 	rows, err := r.ReadAll()
 	if err != nil {
@@ -55,13 +104,10 @@ func Load(path string) (*Watchlist, error) {
 	w := &Watchlist{entries: map[string]Entry{}, SHA256: lane.Sum(b)}
 	var mistakes []error
 	for i, row := range rows[1:] {
-		e := Entry{lane.Scheme(row[0]), row[1], row[2]}
-		if !schemes[e.Scheme] || e.Value == "" {
-			mistakes = append(mistakes, fmt.Errorf("watchlist %s: entry %d: %q %q: the scheme is one of sscc, gtin, sgtin, s10, belt, and the value is not empty", path, i+1, row[0], row[1]))
+		e, err := entry(row)
+		if err != nil {
+			mistakes = append(mistakes, fmt.Errorf("watchlist %s: entry %d: %s %q: %w", path, i+1, row[0], row[1], err))
 			continue
-		}
-		if e.Scheme == lane.GTIN && len(e.Value) < 14 {
-			e.Value = strings.Repeat("0", 14-len(e.Value)) + e.Value
 		}
 		w.entries[lane.Identifier{Scheme: e.Scheme, Value: e.Value}.Key()] = e
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -14,38 +15,53 @@ import (
 	"inspectd.org/inspectd/queue"
 )
 
-// uploadAll uploads evidence whose event upstream holds, until ctx ends.
+// uploads is how many pieces of evidence one round looks at.
+const uploads = 4096
+
+// uploadAll uploads evidence whose event upstream holds, until ctx ends. A piece
+// that cannot be uploaded does not hold up the others.
 func (l *Link) uploadAll(ctx context.Context) {
 	for attempt := 0; ctx.Err() == nil; {
 		changed := l.store.Changed()
-		due, err := l.store.PendingUploads(16)
-		if err == nil && len(due) == 0 {
+		due, err := l.store.PendingUploads(uploads)
+		for _, u := range due {
+			if ctx.Err() != nil {
+				return
+			}
+			err = errors.Join(err, l.upload(ctx, u))
+			if !l.nc.IsConnected() {
+				break
+			}
+		}
+		l.uploadFailed(err)
+		if err == nil {
 			attempt = 0
 			select {
 			case <-changed:
-				continue
 			case <-ctx.Done():
-				return
 			}
+			continue
 		}
-		for _, u := range due {
-			if err == nil {
-				err = l.upload(ctx, u)
-			}
-		}
-		if err != nil && ctx.Err() == nil {
-			l.log.Debug().Err(err).Msg("upload of evidence waits")
-			attempt++
-			l.pauseUpload(ctx, attempt)
+		attempt++
+		select {
+		case <-time.After(min(30*time.Second, 500*time.Millisecond<<min(attempt, 6))):
+		case <-ctx.Done():
 		}
 	}
 }
 
-func (l *Link) pauseUpload(ctx context.Context, attempt int) {
-	select {
-	case <-time.After(min(30*time.Second, 500*time.Millisecond<<min(attempt, 6))):
-	case <-ctx.Done():
+// uploadFailed tells why evidence waits, or that none does.
+func (l *Link) uploadFailed(err error) {
+	text := ""
+	if err != nil {
+		text, _, _ = strings.Cut(err.Error(), "\n") // the first of them
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if text != "" && text != l.status.Upload {
+		l.log.Warn().Str("reason", text).Msg("evidence waits")
+	}
+	l.status.Upload = text
 }
 
 // upload puts one piece of evidence into the object store under <lane>/<sha256>.

@@ -59,8 +59,9 @@ type Status struct {
 	Error     string    `json:"error,omitempty"`
 	Published uint64    `json:"published"` // events confirmed since start
 	Uploaded  uint64    `json:"uploaded"`
-	Reopened  uint64    `json:"reopened"`         // events sent again because the server had lost them
-	Weaker    string    `json:"weaker,omitempty"` // what the server lacks for the full promise
+	Upload    string    `json:"upload_error,omitempty"` // why evidence waits
+	Reopened  uint64    `json:"reopened"`               // events sent again because the server had lost them
+	Weaker    string    `json:"weaker,omitempty"`       // what the server lacks for the full promise
 }
 
 // Link forwards what a store holds.
@@ -152,6 +153,12 @@ func (l *Link) Run(ctx context.Context) error {
 	defer func() { <-uploads }()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		err := l.forward(ctx, func() { attempt = 0 })
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, queue.ErrFinal) {
+			return err
+		}
 		if errors.Is(err, ErrCloned) {
 			l.set(Cloned, err)
 			<-ctx.Done()
@@ -223,12 +230,15 @@ func (l *Link) connected() {
 	}
 }
 
+// objectSubjects are in the subjects of uploads, which run beside the events.
+const objectSubjects = "OBJ_"
+
 // asyncError keeps a refused permission: the call it belongs to only times out.
 func (l *Link) asyncError(err error) {
 	if errors.Is(err, nats.ErrPermissionViolation) {
 		l.mu.Lock()
 		l.violation, l.violated = err.Error(), time.Now()
-		if l.abandon != nil {
+		if l.abandon != nil && !strings.Contains(l.violation, objectSubjects) {
 			l.abandon() // no answer will come
 		}
 		l.mu.Unlock()
@@ -283,6 +293,8 @@ func (l *Link) forward(ctx context.Context, worked func()) error {
 			select {
 			case <-changed:
 				continue
+			case <-l.wake:
+				return nil // a new connection: look again at what the stream holds
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -296,6 +308,7 @@ func (l *Link) forward(ctx context.Context, worked func()) error {
 			l.mu.Lock()
 			l.status.Published += uint64(taken)
 			l.mu.Unlock()
+			l.set(Forwarding, nil)
 			worked()
 		}
 		if err != nil {
@@ -425,15 +438,15 @@ func (l *Link) align(there *evidence.Event, streamSeq uint64) error {
 func (l *Link) reopen(sequence, streamSeq, confirmed uint64) error {
 	lost := confirmed - sequence
 	l.log.Error().Uint64("events", lost).Msg("the server lost events it had acknowledged; they are sent again")
-	if err := l.store.Confirm(sequence, streamSeq); err != nil {
-		return err
-	}
-	l.mu.Lock()
-	l.status.Reopened += lost
-	l.mu.Unlock()
-	return l.store.Commit(queue.Step{Events: []queue.Draft{{Noun: "lane", Verb: "changed", Time: time.Now(),
+	err := l.store.Reopen(sequence, streamSeq, queue.Draft{Noun: "lane", Verb: "changed", Time: time.Now(),
 		Data: map[string]any{"incident": "upstream_lost_events", "code": "SYS_UPSTREAM", "first": sequence + 1, "last": confirmed,
-			"text": fmt.Sprintf("The server lost %d events it had acknowledged. They were sent again from the lane's copies.", lost)}}}})
+			"text": fmt.Sprintf("The server lost %d events it had acknowledged. They were sent again from the lane's copies.", lost)}})
+	if err == nil {
+		l.mu.Lock()
+		l.status.Reopened += lost
+		l.mu.Unlock()
+	}
+	return err
 }
 
 // Headers of atomic batches (NATS 2.12) and of the expectation.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -406,6 +407,56 @@ func TestRights(t *testing.T) {
 	seal(t, s, 1)
 	l, _ := link(t, s, "nats://lane:lane@"+addr)
 	until(t, "the refusal", func() bool { return strings.Contains(l.Status().Error, "rights do not allow") })
+}
+
+// TestReconnectIdle: after a restart of the server with nothing to send, the link
+// says again that it forwards, and gives back what the server lost meanwhile.
+func TestReconnectIdle(t *testing.T) {
+	dir := t.TempDir()
+	first := startServer(t, server.Options{StoreDir: dir})
+	url, addr := first.server.ClientURL(), first.server.Addr().String()
+	first.provision(t, nil)
+	s, _ := openStore(t)
+	seal(t, s, 5)
+	l, _ := link(t, s, url)
+	until(t, "everything", sent(t, s))
+	first.stop()
+	until(t, "the loss of the connection", func() bool { return l.Status().State == upstream.Connecting })
+	var port int
+	fmt.Sscanf(addr[strings.LastIndexByte(addr, ':')+1:], "%d", &port)
+	second := startServer(t, server.Options{Port: port}) // an empty one
+	second.provision(t, nil)
+	until(t, "everything again", func() bool {
+		st, _ := s.Stats()
+		return st.Waiting == 0 && st.Events == 6 && l.Status().State == upstream.Forwarding
+	})
+	if n := len(second.events(t, s)); n != 6 {
+		t.Errorf("%d events in the stream, want 6", n)
+	}
+}
+
+// TestBadUpload: a piece of evidence that cannot be uploaded is told and holds up
+// no other.
+func TestBadUpload(t *testing.T) {
+	h := startServer(t, server.Options{})
+	h.provision(t, nil)
+	s, dir := openStore(t)
+	var digests []lane.Digest
+	var blobs []queue.Blob
+	for i := range 4 {
+		b := []byte(strings.Repeat(fmt.Sprint(i), 50_000))
+		blobs, digests = append(blobs, queue.Blob{Digest: lane.Sum(b), Bytes: b}), append(digests, lane.Sum(b))
+	}
+	if err := s.Commit(queue.Step{Evidence: blobs, Events: []queue.Draft{{Noun: "finding", Verb: "raised", Time: time.Now(), Data: 1, Uploads: digests}}}); err != nil {
+		t.Fatal(err)
+	}
+	damaged := slices.Min(digests) // the first that is looked at
+	if err := os.WriteFile(filepath.Join(dir, "evidence", string(damaged[:2]), string(damaged)), []byte("damaged"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	l, _ := link(t, s, h.server.ClientURL())
+	until(t, "the other three", func() bool { st, _ := s.Stats(); return st.Uploads == 1 })
+	until(t, "the reason", func() bool { return strings.Contains(l.Status().Upload, string(damaged)) })
 }
 
 // TestEvidence: evidence follows its event, once, under its digest.

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"inspectd.org/inspectd/vision"
 	"inspectd.org/inspectd/vision/opencv"
@@ -20,6 +22,9 @@ func main() {
 		fmt.Fprintf(os.Stderr, "inspectd-vision: %v\ninspectd starts this program by itself; there is nothing to run by hand.\n", err)
 		os.Exit(64)
 	}
+	// Stopping the service, or Ctrl-C, reaches the whole group. The daemon decides when
+	// its workers end: by closing the socket.
+	signal.Ignore(os.Interrupt, syscall.SIGTERM)
 	hello := vision.Hello{OpenCV: opencv.Version()}
 	worker := opencv.NewWorker()
 	if err := worker.WarmUp(); err != nil {

@@ -314,7 +314,7 @@ func decodeLine(line string) (x float64, ys []float64, endsInDIF bool, err error
 			step, endsInDIF = v, true
 			ys = append(ys, ys[len(ys)-1]+v)
 		case 'u':
-			if len(ys) == 0 || v < 1 || v > MaxPoints {
+			if len(ys) == 0 || v < 1 || v > MaxPoints || len(ys)+int(v) > MaxPoints {
 				return 0, nil, false, fmt.Errorf("%w: repeat count %q", ErrFormat, tok)
 			}
 			for range int(v) - 1 {

@@ -52,7 +52,7 @@ func TestDeviations(t *testing.T) {
 	}
 	for name, in := range map[string]string{
 		"empty": "", "text": "hello", "no data": "##TITLE= x\n##END=", "form": "##XYDATA= (XYW..XYW)\n1 2 3", "half a pair": "##XYPOINTS= (XY..XY)\n1 2 3",
-		"difference first": file("400J1", 2), "letters": file("400 1 x", 2), "infinite": file("400 1E+999", 1), "repeat bomb": file("400AS9999999999", 2),
+		"difference first": file("400J1", 2), "letters": file("400 1 x", 2), "infinite": file("400 1E+999", 1), "repeat bomb": file("400AS9999999999", 2), "many repeats": file("400A"+strings.Repeat(" Z99999", 2000), 2),
 		"factor beyond numbers": "##XFACTOR=1E+10\n##XYPOINTS=(XY..XY)\n1e308,1\n", "axis beyond numbers": "##FIRSTX=-1E+308\n##LASTX=1E+308\n##XYDATA=(X++(Y..Y))\n1 2 3\n",
 		"ntuples": "##NTUPLES= X\n",
 	} {
