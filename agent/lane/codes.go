@@ -26,7 +26,6 @@ type CodeInfo struct {
 // read-only.
 var Codes = map[Code]CodeInfo{
 	"LBL_CHECKDIGIT":   {Goods, 35, "document_check", "Check digit is wrong", "Compare the printed number with the code; scan again."},
-	"LBL_SYNTAX":       {Goods, 15, "rescan", "Code does not follow its standard", "Scan again; if it stays, look at the label."},
 	"LBL_CHARSET":      {Goods, 15, "rescan", "Code holds characters its standard forbids", "Scan again; check the scanner's keyboard layout."},
 	"LBL_LENGTH":       {Goods, 15, "rescan", "An element is too short or too long", "Scan again: the read may be cut off."},
 	"LBL_AI_UNKNOWN":   {Goods, 15, "rescan", "Unknown GS1 application identifier", "Scan again; if it stays, look at the label."},
@@ -38,11 +37,10 @@ var Codes = map[Code]CodeInfo{
 	"IMG_FEATURE_MISSING": {Goods, 45, "open_inspect", "Genuine feature absent", "Open the parcel and compare with the reference."},
 	"IMG_LAYOUT":          {Goods, 35, "open_inspect", "Artwork differs from the genuine one", "Compare with the reference picture."},
 	"IMG_COLOUR":          {Goods, 35, "open_inspect", "Colour differs from the genuine one", "Compare with the reference picture under white light."},
-	"IMG_PRINT":           {Goods, 25, "open_inspect", "Print quality differs from the genuine one", "Look at the print with a loupe."},
 	"IMG_PRODUCT_OTHER":   {Goods, 45, "open_inspect", "Picture shows another product than the code names", "Open the parcel; compare code and product."},
 	"IMG_QUALITY":         {Capture, 0, "rescan", "Image cannot be judged", "Take the picture again: whole pack, sharp, no glare."},
 	"IMG_INCOMPLETE":      {Capture, 0, "rescan", "Image file is damaged or cut off", "Take the picture again; check the camera's network."},
-	"IMG_LOSSY":           {Capture, 0, "none", "X-ray image was compressed with loss", "Set the scanner to PNG, TIFF or DICOM."},
+	"IMG_LOSSY":           {Capture, 0, "none", "X-ray image was compressed with loss", "Set the scanner to PNG."},
 
 	"FOR_ID_FAIL":      {Goods, 70, "lab_sample", "Forensic test did not confirm the substance", "Repeat the test; take a laboratory sample."},
 	"FOR_INCONCLUSIVE": {Capture, 0, "retest", "Forensic test gave no clear result", "Repeat the test."},
@@ -53,9 +51,8 @@ var Codes = map[Code]CodeInfo{
 	"CUS_CLOCK":    {Capture, 0, "none", "A clock is wrong", "Set the device's clock."},
 	"CUS_REPEAT":   {Capture, 0, "none", "Device used a message id again with other content", "Check the device's numbering."},
 	"CUS_NO_QOS":   {Capture, 0, "none", "Device sends without delivery guarantee (QoS 0)", "Set the device to QoS 1."},
-	"CUS_GAP":      {Capture, 0, "none", "Messages of the device are missing", "Check the network between device and lane."},
 	"SYS_WORKER":   {Capture, 0, "rescan", "Image check could not run", "See 'inspectd status' for the vision worker."},
-	"SYS_DEVICE":   {Capture, 0, "none", "A device fault", "See the device on the lane's page."},
+	"SYS_UPSTREAM": {Capture, 0, "none", "Headquarters lost what it had acknowledged", "Nothing at the lane: the events are sent again. Tell headquarters."},
 	"MSG_EMPTY":    {Capture, 0, "none", "Message has no content", "Check the device."},
 	"MSG_OVERSIZE": {Capture, 0, "none", "Message is larger than allowed", "Lower the device's resolution or raise limits.max_message."},
 	"MSG_UNKNOWN":  {Capture, 0, "none", "No device is configured for this topic", "Add the device to the configuration."},
