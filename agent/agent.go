@@ -56,7 +56,8 @@ type Daemon struct {
 type reference struct {
 	packs     *vision.Packs
 	watchlist *risk.Watchlist
-	problems  []error // what could not be used
+	problems  []error // packs and keys that could not be used
+	listError error   // why the watchlist on disk is not the one in force
 }
 
 // New assembles a lane. It opens the store and begins a boot epoch; nothing runs
@@ -145,16 +146,17 @@ func (d *Daemon) Reload() {
 	ref.packs, errs = vision.LoadPacks(d.under(d.cfg.Vision.Packs, "packs"), trusted)
 	problems = append(problems, errs...)
 	list, err := risk.Load(filepath.Join(d.under(d.cfg.Checks.Control, "control"), "watchlist.csv"))
-	if err != nil {
-		problems = append(problems, err)
-		if old != nil {
-			list = old.watchlist
-		}
+	if err != nil && old != nil {
+		list = old.watchlist
 	}
-	ref.watchlist, ref.problems = list, problems
+	ref.watchlist, ref.listError, ref.problems = list, err, problems
 	for _, err := range problems {
-		d.log.Error().Err(err).Msg("reference data is not used")
+		d.log.Error().Err(err).Msg("a pack is not used")
 	}
+	if err != nil {
+		d.log.Error().Err(err).Int("entries_in_force", list.Len()).Msg("the watchlist is not used; the one before it stays in force")
+	}
+	d.log.Info().Int("packs", len(ref.packs.List)).Int("watchlist_entries", list.Len()).Msg("packs and control files read")
 	d.reference.Store(ref)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -227,6 +228,13 @@ func (c *Config) check() []Mistake {
 	}
 	if c.MQTT.Connect.URL == "" {
 		bad("mqtt.connect.url", "is needed, for example mqtt://127.0.0.1:1883")
+	} else if err := devices.CheckURL(c.MQTT.Connect.URL); err != nil {
+		bad("mqtt.connect.url", "%v", err)
+	}
+	for _, server := range c.Upstream.Servers {
+		if u, err := url.Parse(server); err != nil || u.Host == "" || u.Scheme != "nats" {
+			bad("upstream.servers", "%q: write nats://host:4222 (this version does not speak TLS to NATS)", server)
+		}
 	}
 	if len(c.Upstream.Servers) == 0 {
 		bad("upstream.servers", "is needed, for example [nats://nats.example:4222]")
@@ -240,9 +248,16 @@ func (c *Config) check() []Mistake {
 	}
 	for key, list := range map[string][]string{"correlation.open_on": c.Correlation.OpenOn, "correlation.close_on": c.Correlation.CloseOn} {
 		for _, id := range list {
-			if _, ok := registry.Device(id); !ok {
+			if dev, ok := registry.Device(id); ok && dev.Kind() != lane.Label {
+				bad(key, "names device %q, which is no scanner", id)
+			} else if !ok {
 				bad(key, "names device %q, which does not exist; devices are: %s", id, strings.Join(registry.IDs(), ", "))
 			}
+		}
+	}
+	for _, id := range registry.IDs() {
+		if limit := registry.Limit(id); limit > c.MQTT.Connect.MaxPacket {
+			bad("mqtt.connect.max_packet", "is %s, but %s may send messages of %s", c.MQTT.Connect.MaxPacket, id, limit)
 		}
 	}
 	if c.Correlation.CloseAfter < time.Second {

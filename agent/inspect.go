@@ -335,6 +335,9 @@ func (n *inspector) material(in *lane.Inspection) (m checks.Material, pending bo
 	ref := n.d.reference.Load()
 	m = checks.Material{Lane: n.d.store.Lane(), Inspection: in, Packs: ref.packs, Watchlist: ref.watchlist,
 		Expected: n.rules.Expected, Config: n.d.cfg.SHA256, Software: "inspectd " + n.d.opts.Version}
+	if ref.listError != nil {
+		m.ListError = ref.listError.Error()
+	}
 	if m.Observations, err = n.d.store.Observations(in.Observations); err != nil {
 		return m, false, fmt.Errorf("inspection %s: %w", in.ID, err)
 	}

@@ -20,6 +20,7 @@ func (d *Daemon) Status() (*console.Status, error) {
 	s := &console.Status{Schema: "inspectd.status/v1", Lane: d.store.Lane(), Name: d.cfg.Lane.Name, State: "ready",
 		Since: d.started, Version: d.opts.Version, MQTT: d.session.Status(), Store: stats, Upstream: d.link.Status(),
 		Vision: console.Vision{PoolStatus: d.pool.Status(), Packs: []console.Pack{}}, Problems: []console.Problem{}}
+	s.Watchlist = ref.watchlist.Len()
 	for _, p := range ref.packs.List {
 		s.Vision.Packs = append(s.Vision.Packs, console.Pack{ID: p.ID, Version: p.Version, Products: len(p.Products)})
 	}
@@ -71,12 +72,21 @@ func (d *Daemon) problems(s *console.Status, ref *reference) {
 	for _, f := range s.MQTT.Refused {
 		add("MQT015", "error", "Give the lane's user the right to read this topic in the broker's access list.", "The broker refuses the subscription to %s", f)
 	}
+	if s.MQTT.ShortLived >= 3 {
+		add("MQT017", "warning", "Does another program, or another lane with a copied configuration, use the same client id? Set mqtt.connect.client_id.", "The broker ended the last %d connections within seconds", s.MQTT.ShortLived)
+	}
+	if s.MQTT.Retained > 0 {
+		add("MQT025", "warning", "Switch off 'retain' in the device: retained messages are the state of a topic and are not taken as observations.", "%d retained messages were passed over; the last on %s", s.MQTT.Retained, s.MQTT.RetainedTopic)
+	}
 	if s.MQTT.BrokerDropped > 0 {
 		add("MQT020", "warning", "Raise the broker's queue limits: see configs/mosquitto-inspectd.conf.", "The broker gave up %d messages before the lane could take them", s.MQTT.BrokerDropped)
 	}
 	for _, dev := range s.Devices {
 		if dev.State == "silent" {
 			add("DEV014", "warning", "Is it switched on? Its network light?", "%s: no message for %s", dev.ID, time.Since(dev.Last).Round(time.Second))
+		}
+		if dev.QoS0 > 0 {
+			add("DEV016", "warning", "Set the device to QoS 1: nobody notices when one of these is lost.", "%s sent %d messages without delivery guarantee (QoS 0)", dev.ID, dev.QoS0)
 		}
 		if dev.LastRefusal != nil && time.Since(dev.RefusedAt) < fresh {
 			add("DEV021", "warning", "Compare the device's settings with its profile. The bytes are kept.",
@@ -92,14 +102,17 @@ func (d *Daemon) problems(s *console.Status, ref *reference) {
 		add("VIS001", "warning", "Install inspectd-vision beside inspectd, or set vision.worker. Until then every picture's check says inconclusive.", "Pictures are not examined: %s", s.Vision.Error)
 	}
 	for _, err := range ref.problems {
-		add("VIS010", "warning", "Install a pack or list that is whole and signed by a trusted key, then reload.", "%v", err)
+		add("VIS010", "warning", "Install a pack that is whole and signed by a key in the trust folder, then send the daemon SIGHUP (kill -HUP).", "%v", err)
+	}
+	if ref.listError != nil {
+		add("CTL010", "warning", fmt.Sprintf("Correct the file, then send the daemon SIGHUP (kill -HUP). Until then a list of %d entries is in force.", ref.watchlist.Len()), "The watchlist is not used: %v", ref.listError)
 	}
 	if s.Upstream.Upload != "" && s.Upstream.Connected {
 		add("NAT006", "warning", "Show this message to headquarters. Evidence is kept here and sent when it is mended.", "%d pieces of evidence wait: %s", s.Store.Uploads, s.Upstream.Upload)
 	}
 	switch s.Upstream.State {
 	case upstream.Cloned:
-		add("NAT020", "warning", "Never run two machines with one data folder. Ask headquarters which is the right one.", "Events are held back: %s", s.Upstream.Error)
+		add("NAT020", "warning", "Either another machine runs with a copy of this data folder, or a lane of this name was set up anew. Ask headquarters; a new lane needs a new id.", "Events are held back for good: %s", s.Upstream.Error)
 	case upstream.Refused:
 		add("NAT004", "warning", "Show this message to headquarters. Events are kept here and sent when it is mended.", "Headquarters does not take events: %s", s.Upstream.Error)
 	case upstream.Connecting:

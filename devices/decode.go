@@ -91,7 +91,7 @@ func (d *decoder) run(limit Size, id string) error {
 	m := d.m
 	switch {
 	case m.Oversize != nil:
-		return refuse("MSG_OVERSIZE", "%d bytes (SHA-256 %s), more than this lane takes in; its first %d bytes are kept", m.Oversize.Size, m.Oversize.SHA256, len(m.Payload))
+		return refuse("MSG_OVERSIZE", "%d bytes (SHA-256 %s), more than mqtt.connect.max_packet; %d bytes of it are kept", m.Oversize.Size, m.Oversize.SHA256, len(m.Payload))
 	case len(m.Payload) == 0:
 		return refuse("MSG_EMPTY", "no content")
 	case int64(len(m.Payload)) > int64(limit):

@@ -66,14 +66,16 @@ type Session struct {
 
 // SessionStatus is what people are told of the session.
 type SessionStatus struct {
-	Connected bool      `json:"connected"`
-	Broker    string    `json:"broker"`
-	Since     time.Time `json:"since"`           // of the present state
-	Error     string    `json:"error,omitempty"` // last reason for being without connection
-	Lost      int       `json:"connections_lost"`
-	Refused   []string  `json:"refused,omitempty"` // filters the broker does not grant
-	Retained  uint64    `json:"retained_ignored"`  // retained messages: state, never observations
-	Overruns  int       `json:"overruns"`          // times the lane could not keep up and let the broker wait
+	Connected     bool      `json:"connected"`
+	Broker        string    `json:"broker"`
+	Since         time.Time `json:"since"`           // of the present state
+	Error         string    `json:"error,omitempty"` // last reason for being without connection
+	Lost          int       `json:"connections_lost"`
+	Refused       []string  `json:"refused,omitempty"`        // filters the broker does not grant
+	Retained      uint64    `json:"retained_ignored"`         // retained messages: state, never observations
+	RetainedTopic string    `json:"retained_topic,omitempty"` // of the last of them
+	ShortLived    int       `json:"short_lived"`              // connections in a row that ended within seconds
+	Overruns      int       `json:"overruns"`                 // times the lane could not keep up and let the broker wait
 	// BrokerDropped is how many messages the broker says it gave up since this
 	// session began to watch. Any number but 0 is loss before the lane.
 	BrokerDropped int64 `json:"broker_dropped"`
@@ -81,11 +83,26 @@ type SessionStatus struct {
 	droppedBase int64 // -1 before the first reading
 }
 
+// CheckURL checks the address of a broker.
+func CheckURL(address string) error {
+	u, err := url.Parse(address)
+	switch {
+	case err == nil && (u.Scheme == "mqtts" || u.Scheme == "ssl" || u.Scheme == "tls"):
+		return fmt.Errorf("%q: this version does not speak TLS to the broker; write mqtt://host:1883", address)
+	case err != nil || u.Host == "" || u.Scheme != "mqtt" && u.Scheme != "tcp":
+		return fmt.Errorf("%q is no address of a broker; write mqtt://host:1883", address)
+	}
+	return nil
+}
+
 // NewSession prepares a session; Run begins it.
 func NewSession(opts SessionOptions) (*Session, error) {
 	u, err := url.Parse(opts.URL)
-	if err != nil || u.Host == "" || u.Scheme != "mqtt" && u.Scheme != "tcp" {
-		return nil, fmt.Errorf("mqtt.connect.url %q: write mqtt://host:1883", opts.URL)
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckURL(opts.URL); err != nil {
+		return nil, err
 	}
 	if opts.MaxPacket == 0 {
 		opts.MaxPacket = DefaultMaxPacket
@@ -201,8 +218,16 @@ func (s *Session) onConnect(c mqtt.Client) {
 	s.opts.Log.Info().Str("broker", s.status.Broker).Int("subscriptions", len(filters)-1).Msg("connected to the broker")
 }
 
+// shortLived is how long a connection lasts at most that a second client of the same
+// id takes over: each takes it from the other as soon as it is back.
+const shortLived = 15 * time.Second
+
 func (s *Session) onLost(err error) {
 	s.mu.Lock()
+	if s.status.Connected && time.Since(s.status.Since) > shortLived {
+		s.status.ShortLived = 0
+	}
+	s.status.ShortLived++
 	s.status.Connected, s.status.Since, s.status.Error = false, time.Now(), err.Error()
 	s.status.Lost++
 	s.mu.Unlock()
@@ -232,6 +257,7 @@ func (s *Session) handle(_ mqtt.Client, m mqtt.Message) {
 		// the state of a topic, not something that happened.
 		s.mu.Lock()
 		s.status.Retained++
+		s.status.RetainedTopic = m.Topic()
 		s.mu.Unlock()
 		m.Ack()
 		return

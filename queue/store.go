@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -139,6 +140,9 @@ func Create(dir string, l lane.Lane) error {
 	if _, err := os.Stat(path); err == nil {
 		return fmt.Errorf("create data folder: %s already holds a lane's data", dir)
 	}
+	if used, err := filepath.Glob(filepath.Join(dir, "evidence", "*")); err != nil || len(used) > 0 {
+		return errors.Join(err, fmt.Errorf("create data folder: %s holds a lane's evidence but no inspectd.db: put the database back from a backup, or choose an empty folder and a new lane id", dir))
+	}
 	key, err := laneKey(dir)
 	if err != nil {
 		return err
@@ -224,16 +228,24 @@ func (s *Store) open() (err error) {
 	})
 }
 
-// openDB opens a bbolt file that must exist. bbolt panics on some damaged files;
-// that becomes an error.
-func openDB(path string, readOnly bool) (db *bbolt.DB, err error) {
-	defer func() {
+// damaged guards the use of a database file that may be damaged: bbolt then panics,
+// and a file shorter than its own pages say faults in the memory map. Both become
+// ErrCorrupt. It is used as: defer damaged("open x", &err)().
+func damaged(what string, err *error) func() {
+	old := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(old)
 		if r := recover(); r != nil {
-			err = fmt.Errorf("open %s: %w: %v", path, ErrCorrupt, r)
+			*err = fmt.Errorf("%s: %w: %v", what, ErrCorrupt, r)
 		}
-	}()
+	}
+}
+
+// openDB opens a bbolt file that must exist.
+func openDB(path string, readOnly bool) (db *bbolt.DB, err error) {
+	defer damaged("open "+path, &err)()
 	if _, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("open the store: %w (make it with 'inspectd init')", err)
+		return nil, fmt.Errorf("open the store: %w (a new lane's is made with 'inspectd init')", err)
 	}
 	db, err = bbolt.Open(path, 0o640, &bbolt.Options{
 		Timeout: 2 * time.Second, FreelistType: bbolt.FreelistMapType, ReadOnly: readOnly,

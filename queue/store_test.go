@@ -379,6 +379,51 @@ func TestForeignFile(t *testing.T) {
 	}
 }
 
+// TestBrokenFile: a file cut short or with pages that are something else is an error
+// to whoever opens or verifies it, never a crash; and no second store is made beside
+// a lane's evidence.
+func TestBrokenFile(t *testing.T) {
+	s, dir := openStore(t)
+	for i := range 300 {
+		accept(t, s, scan("a", fmt.Sprint(i), fmt.Sprint(i, strings.Repeat("z", 2000))))
+	}
+	accept(t, s, scan("a", "large", strings.Repeat("z", 50_000)))
+	s.Close()
+	path := filepath.Join(dir, "inspectd.db")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overwritten := bytes.Clone(whole)
+	for i := 100_000; i < 500_000; i++ { // the file is larger than what it holds
+		overwritten[i] = byte(i * 7)
+	}
+	for name, content := range map[string][]byte{"cut short": whole[:300_000], "cut to its first pages": whole[:3*4096], "overwritten in the middle": overwritten} {
+		// A folder for each: whoever fails to open a broken file may keep it locked.
+		broken := func() string {
+			copied := filepath.Join(t.TempDir(), "lane")
+			if err := os.CopyFS(copied, os.DirFS(dir)); err != nil {
+				t.Fatal(err)
+			}
+			os.WriteFile(filepath.Join(copied, "inspectd.db"), content, 0o640)
+			return copied
+		}
+		if v, err := queue.Verify(broken()); err == nil && v.Err() == nil {
+			t.Errorf("%s: verify found nothing: %+v", name, v)
+		}
+		if s, err := queue.Open(broken(), queue.Options{}); err == nil {
+			s.Close()
+		} else if !errors.Is(err, queue.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	os.Remove(path)
+	if err := queue.Create(dir, laneName); err == nil || !strings.Contains(err.Error(), "backup") {
+		t.Errorf("a second store beside the lane's evidence: %v", err)
+	}
+	os.WriteFile(path, whole, 0o640)
+}
+
 // TestCloseSilent closes nothing while observations wait to be correlated.
 func TestCloseSilent(t *testing.T) {
 	s, _ := openStore(t)

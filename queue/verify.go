@@ -54,7 +54,8 @@ func Verify(dir string) (*Verdict, error) {
 
 // VerifyFile is Verify for a database file, for example a Snapshot of a running
 // store, with the keys and evidence of the folder dir.
-func VerifyFile(path, dir string) (*Verdict, error) {
+func VerifyFile(path, dir string) (v *Verdict, err error) {
+	defer damaged("verify "+path, &err)()
 	public, err := evidence.ReadPublicKey(filepath.Join(dir, "keys", "lane.pem.pub"))
 	if err != nil {
 		return nil, fmt.Errorf("verify %s: %w", dir, err)
@@ -64,7 +65,7 @@ func VerifyFile(path, dir string) (*Verdict, error) {
 		return nil, err
 	}
 	defer db.Close()
-	v := &Verdict{Violations: []string{}}
+	v = &Verdict{Violations: []string{}}
 	err = db.View(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)
 		if err != nil {

@@ -193,7 +193,7 @@ func startWorker(opts PoolOptions) (*worker, error) {
 	}
 	if err != nil {
 		w.stop()
-		return nil, fmt.Errorf("%w: %s did not come up: %w", ErrNoWorker, opts.Program, err)
+		return nil, fmt.Errorf("%w: %s did not come up, is it the inspectd-vision of this version? %w", ErrNoWorker, opts.Program, err)
 	}
 	return w, nil
 }

@@ -24,7 +24,8 @@ type Material struct {
 	Analyses   map[uint64]*vision.Analysis
 	Unexamined map[uint64]string // sequence -> why the image check could not run
 	Packs      *vision.Packs
-	Watchlist  *risk.Watchlist // nil when the lane has none
+	Watchlist  *risk.Watchlist // nil when none is in force
+	ListError  string          // why the watchlist there is cannot be used
 	Expected   []lane.Kind
 	Config     lane.Digest
 	Software   string
@@ -275,6 +276,9 @@ func (j *judge) watchlist() lane.Check {
 	c := lane.Check{Name: "risk/watchlist", Algorithm: &lane.Algorithm{Name: "watchlist", Version: "1"}}
 	if j.Watchlist == nil {
 		c.Text = "This lane has no watchlist."
+		if j.ListError != "" {
+			c.Text = "The item was not compared with the watchlist, which cannot be used: " + j.ListError + "."
+		}
 		return c
 	}
 	c.Reference = &lane.Reference{Pack: "watchlist", Version: string(j.Watchlist.SHA256[:12]), SHA256: j.Watchlist.SHA256}

@@ -14,18 +14,19 @@ import (
 
 // Status is how the lane stands: inspectd.status/v1.
 type Status struct {
-	Schema   string                `json:"schema"`
-	Lane     lane.Lane             `json:"lane"`
-	Name     string                `json:"name,omitempty"`
-	State    string                `json:"state"` // ready, or not-ready: goods cannot be inspected now
-	Since    time.Time             `json:"since"`
-	Version  string                `json:"version"`
-	Devices  []Device              `json:"devices"`
-	MQTT     devices.SessionStatus `json:"mqtt"`
-	Vision   Vision                `json:"vision"`
-	Store    *queue.Stats          `json:"store"`
-	Upstream upstream.Status       `json:"upstream"`
-	Problems []Problem             `json:"problems"`
+	Schema    string                `json:"schema"`
+	Lane      lane.Lane             `json:"lane"`
+	Name      string                `json:"name,omitempty"`
+	State     string                `json:"state"` // ready, or not-ready: goods cannot be inspected now
+	Since     time.Time             `json:"since"`
+	Version   string                `json:"version"`
+	Devices   []Device              `json:"devices"`
+	MQTT      devices.SessionStatus `json:"mqtt"`
+	Vision    Vision                `json:"vision"`
+	Store     *queue.Stats          `json:"store"`
+	Watchlist int                   `json:"watchlist_entries"`
+	Upstream  upstream.Status       `json:"upstream"`
+	Problems  []Problem             `json:"problems"`
 }
 
 // Device is how one device stands.

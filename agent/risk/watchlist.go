@@ -96,10 +96,10 @@ func Load(path string) (*Watchlist, error) {
 	r.Comment, r.FieldsPerRecord, r.TrimLeadingSpace = '#', 3, true
 	rows, err := r.ReadAll()
 	if err != nil {
-		return nil, fmt.Errorf("watchlist %s: %w", path, err)
+		return nil, fmt.Errorf("watchlist %s: %w; each line holds scheme,value,note, separated by commas", path, err)
 	}
 	if len(rows) == 0 || strings.Join(rows[0], ",") != "scheme,value,note" {
-		return nil, fmt.Errorf("watchlist %s: the first line must read scheme,value,note", path)
+		return nil, fmt.Errorf("watchlist %s: the first line must read scheme,value,note, separated by commas", path)
 	}
 	w := &Watchlist{entries: map[string]Entry{}, SHA256: lane.Sum(b)}
 	var mistakes []error
@@ -117,8 +117,13 @@ func Load(path string) (*Watchlist, error) {
 	return w, nil
 }
 
-// Len is the number of entries.
-func (w *Watchlist) Len() int { return len(w.entries) }
+// Len is the number of entries; 0 for no list.
+func (w *Watchlist) Len() int {
+	if w == nil {
+		return 0
+	}
+	return len(w.entries)
+}
 
 // Match returns the entries that the identifiers hit, in the identifiers' order.
 func (w *Watchlist) Match(ids []lane.Identifier) []Entry {

@@ -146,7 +146,7 @@ func Furnish(data string, l lane.Lane) (*evidence.Key, error) {
 		if err := installPacks(data); err != nil {
 			return nil, err
 		}
-		list := "# scheme, value and what the officer is to do\nscheme,value,note\ns10,RB000000000GB,demonstration entry\n"
+		list := "# scheme, value and what the officer is to do\nscheme,value,note\ngtin,09520003000018,the rights holder asked to see such parcels\n"
 		if err := os.WriteFile(filepath.Join(data, "control", "watchlist.csv"), []byte(list), 0o644); err != nil {
 			return nil, err
 		}

@@ -67,6 +67,15 @@ func TestScenarios(t *testing.T) {
 		}
 		quarantined += s.Quarantined
 	}
+	st, err := l.Agent.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range st.Problems {
+		if p.Code != "DEV021" { // the scenario with garbage
+			t.Errorf("the demonstration begins with a problem: %+v", p)
+		}
+	}
 	checkFindings(t, ctx, l)
 	if err := l.Stop(); err != nil {
 		t.Fatal(err)

@@ -86,7 +86,7 @@ type Link struct {
 
 // ErrCloned is returned by Run when the stream holds events of this lane that this
 // machine did not make.
-var ErrCloned = errors.New("another machine publishes as this lane")
+var ErrCloned = errors.New("headquarters holds events of this lane that this machine did not make")
 
 // New prepares a link.
 func New(cfg Config, store *queue.Store, log zerolog.Logger) *Link {

@@ -140,6 +140,13 @@ func reportLine(r *lane.Report) string {
 		}
 	}
 	line := fmt.Sprintf("%s  %s  revision %d  %-14s score %3d", r.Closed.Local().Format("15:04:05"), item, r.Revision, r.Recommendation, r.Score)
+	if len(r.Findings) == 0 && r.Recommendation != "none" {
+		for _, c := range r.Checks {
+			if c.Outcome == lane.Inconclusive && len(c.Codes) > 0 {
+				line += fmt.Sprintf("\n            %-8s %v  %s", "unclear", c.Codes, c.Text)
+			}
+		}
+	}
 	for _, f := range r.Findings {
 		line += fmt.Sprintf("\n            %-8s %v  %s", f.Strength, f.Codes, f.Text)
 	}

@@ -57,6 +57,7 @@ func printStatus(cmd *cobra.Command, st *console.Status, now time.Time) {
 	fmt.Fprintf(w, "  Events\t%d sealed\t%d wait for headquarters, %d pieces of evidence wait\n", s.Events, s.Waiting, s.Uploads)
 	fmt.Fprintf(w, "  Upstream\t%s\t%s\n", st.Upstream.State, st.Upstream.Server)
 	fmt.Fprintf(w, "  Pictures\t%s\t%s\n", yes(st.Vision.Available, "examined", "not examined"), visionLine(st))
+	fmt.Fprintf(w, "  Watchlist\t%d entries\t\n", st.Watchlist)
 	fmt.Fprintf(w, "  Store\t%d KiB\t%.1f GiB free on the disk\n", s.FileBytes>>10, float64(s.FreeBytes)/(1<<30))
 	w.Flush()
 
