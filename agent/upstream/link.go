@@ -145,12 +145,13 @@ func (l *Link) Run(ctx context.Context) error {
 		return err
 	}
 	defer l.nc.Close()
-	uploads := make(chan struct{})
+	ctx, cancel := context.WithCancel(ctx)
+	uploaded := make(chan struct{})
 	go func() {
-		defer close(uploads)
+		defer close(uploaded)
 		l.uploadAll(ctx)
 	}()
-	defer func() { <-uploads }()
+	defer func() { cancel(); <-uploaded }()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		err := l.forward(ctx, func() { attempt = 0 })
 		if err == nil {
