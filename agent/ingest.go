@@ -89,8 +89,11 @@ func (d *Daemon) take(ctx context.Context, l *loop, group []devices.Message) err
 func (d *Daemon) arrival(m *devices.Message) queue.Arrival {
 	dec := d.registry.Decode(m)
 	a := queue.Arrival{Topic: m.Topic, Device: dec.Device, PacketID: m.PacketID, Dup: m.Dup, Session: m.Session,
-		Received: m.Received, Payload: queue.Blob{Digest: lane.Sum(m.Payload), Bytes: m.Payload}, Observation: dec.Observation}
-	if dec.Observation == nil {
+		Received: m.Received, Payload: queue.Blob{Bytes: m.Payload}, Observation: dec.Observation}
+	if dec.Observation != nil {
+		a.Payload.Digest = dec.Observation.Original().SHA256 // large pictures are hashed once
+	} else {
+		a.Payload.Digest = lane.Sum(m.Payload)
 		a.Refusal = &queue.Refusal{Code: dec.Code, Reason: dec.Reason}
 		d.log.Warn().Str("topic", m.Topic).Str("device", dec.Device).Str("code", string(dec.Code)).Str("reason", dec.Reason).Msg("message quarantined")
 	}
