@@ -125,7 +125,7 @@ func (s *Store) Evidence(d lane.Digest) ([]byte, error) {
 		return nil, fmt.Errorf("evidence %q: %w", d, ErrNotFound)
 	}
 	var data []byte
-	err := s.db.View(func(tx *bbolt.Tx) (err error) {
+	err := s.view(func(tx *bbolt.Tx) (err error) {
 		data, err = readEvidence(tx, s.evidencePath(d), d)
 		return err
 	})

@@ -287,7 +287,7 @@ func (s *Store) NewSession() (n uint64, err error) {
 
 // Session returns the number of the last broker session.
 func (s *Store) Session() (n uint64, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)
 		if err == nil {
 			n = st.Session

@@ -275,7 +275,7 @@ func addUploads(tx *bbolt.Tx, after uint64, digests []lane.Digest) error {
 // Pending returns up to n events that upstream has not confirmed, in chain order,
 // and the place in the stream of the last confirmed one.
 func (s *Store) Pending(n int) (events []*evidence.Event, streamSeq uint64, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)
 		if err != nil {
 			return err
@@ -296,7 +296,7 @@ func (s *Store) Pending(n int) (events []*evidence.Event, streamSeq uint64, err 
 
 // Event returns one event of the chain, confirmed or not.
 func (s *Store) Event(sequence uint64) (e *evidence.Event, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		e, err = get[evidence.Event](tx, bktEvent, seqKey(sequence))
 		return err
 	})
@@ -359,7 +359,7 @@ func (s *Store) Reopen(sequence, streamSeq uint64, incident Draft) error {
 
 // PendingUploads returns evidence to upload whose event upstream holds, at most n.
 func (s *Store) PendingUploads(n int) (due []Upload, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)
 		if err != nil {
 			return err
@@ -414,7 +414,7 @@ type Analysis struct {
 
 // Analysis returns what is kept under key; a zero Analysis when nothing is.
 func (s *Store) Analysis(key string) (a Analysis, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		v, err := get[Analysis](tx, bktAnalysis, []byte(key))
 		if errors.Is(err, ErrNotFound) {
 			return nil

@@ -13,7 +13,7 @@ import (
 
 // Unread returns up to n observations that were not yet correlated, in order.
 func (s *Store) Unread(n int) (list []*lane.Observation, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)
 		if err != nil {
 			return err
@@ -34,7 +34,7 @@ func (s *Store) Unread(n int) (list []*lane.Observation, err error) {
 // Unfinished returns the inspections that are open or hold something no report
 // covers, in the order they opened.
 func (s *Store) Unfinished() (list []*lane.Inspection, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bktOpen).Cursor()
 		for k, raw := c.First(); k != nil; k, raw = c.Next() {
 			id, err := unwrap(k, raw)
@@ -54,7 +54,7 @@ func (s *Store) Unfinished() (list []*lane.Inspection, err error) {
 
 // ByKey returns the latest inspection with an identifier key, nil if there is none.
 func (s *Store) ByKey(key string) (in *lane.Inspection, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		id, err := getBytes(tx, bktKey, []byte(key))
 		if errors.Is(err, ErrNotFound) {
 			return nil
@@ -70,7 +70,7 @@ func (s *Store) ByKey(key string) (in *lane.Inspection, err error) {
 
 // Inspection returns an inspection by id.
 func (s *Store) Inspection(id string) (in *lane.Inspection, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		in, err = get[lane.Inspection](tx, bktInsp, []byte(id))
 		return err
 	})
@@ -79,7 +79,7 @@ func (s *Store) Inspection(id string) (in *lane.Inspection, err error) {
 
 // Observations returns the observations with the given sequences.
 func (s *Store) Observations(seqs []uint64) (list []*lane.Observation, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		for _, n := range seqs {
 			o, err := get[lane.Observation](tx, bktObs, seqKey(n))
 			if err != nil {
@@ -94,7 +94,7 @@ func (s *Store) Observations(seqs []uint64) (list []*lane.Observation, err error
 
 // Report returns one revision of an inspection's report.
 func (s *Store) Report(id string, revision int) (r *lane.Report, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		r, err = get[lane.Report](tx, bktReport, reportKey(id, revision))
 		return err
 	})
@@ -103,7 +103,7 @@ func (s *Store) Report(id string, revision int) (r *lane.Report, err error) {
 
 // Recent returns the n inspections opened last, newest first.
 func (s *Store) Recent(n int) (list []*lane.Inspection, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bktOpened).Cursor()
 		for k, raw := c.Last(); k != nil && len(list) < n; k, raw = c.Prev() {
 			id, err := unwrap(k, raw)
@@ -123,7 +123,7 @@ func (s *Store) Recent(n int) (list []*lane.Inspection, err error) {
 
 // Quarantined returns the n messages refused last, newest first.
 func (s *Store) Quarantined(n int) (list []*Quarantine, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bktQuar).Cursor()
 		for k, raw := c.Last(); k != nil && len(list) < n; k, raw = c.Prev() {
 			q, err := decode[Quarantine](bktQuar, k, raw)
@@ -139,7 +139,7 @@ func (s *Store) Quarantined(n int) (list []*Quarantine, err error) {
 
 // Orphans returns the n observations that joined no inspection last, newest first.
 func (s *Store) Orphans(n int) (list []*lane.Observation, err error) {
-	err = s.db.View(func(tx *bbolt.Tx) error {
+	err = s.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bktMember).Cursor()
 		for k, raw := c.Last(); k != nil && len(list) < n; k, raw = c.Prev() {
 			id, err := unwrap(k, raw)
@@ -182,7 +182,7 @@ type Stats struct {
 // Stats reads the counters. Received = Stored + Duplicates + Quarantined, always.
 func (s *Store) Stats() (*Stats, error) {
 	out := &Stats{Devices: map[string]DeviceStats{}}
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.view(func(tx *bbolt.Tx) error {
 		st, err := getState(tx)
 		if err != nil {
 			return err
@@ -220,7 +220,7 @@ func (s *Store) Stats() (*Stats, error) {
 // Snapshot copies the database to path, for a check or a backup that must not
 // hold a long read transaction.
 func (s *Store) Snapshot(path string) error {
-	err := s.db.View(func(tx *bbolt.Tx) error { return tx.CopyFile(path, 0o600) })
+	err := s.view(func(tx *bbolt.Tx) error { return tx.CopyFile(path, 0o600) })
 	if err != nil {
 		return errors.Join(err, os.Remove(path))
 	}

@@ -323,7 +323,7 @@ func (s *Store) update(fn func(*bbolt.Tx) error) error {
 		return failed
 	}
 	var inner error
-	err := s.db.Update(func(tx *bbolt.Tx) error {
+	err := s.write(func(tx *bbolt.Tx) error {
 		inner = fn(tx)
 		return inner
 	})
@@ -339,6 +339,17 @@ func (s *Store) update(fn func(*bbolt.Tx) error) error {
 	default:
 		return s.fault("commit", err)
 	}
+}
+
+// view runs one read-only transaction.
+func (s *Store) view(fn func(*bbolt.Tx) error) (err error) {
+	defer damaged("read the store", &err)()
+	return s.db.View(fn)
+}
+
+func (s *Store) write(fn func(*bbolt.Tx) error) (err error) {
+	defer damaged("write the store", &err)()
+	return s.db.Update(fn)
 }
 
 // fault sorts an error of the disk. A write that found no room left everything

@@ -412,6 +412,13 @@ func TestBrokenFile(t *testing.T) {
 			t.Errorf("%s: verify found nothing: %+v", name, v)
 		}
 		if s, err := queue.Open(broken(), queue.Options{}); err == nil {
+			// It may open and fail later: then with an error, for as long as one asks.
+			for range 2 {
+				if _, err := s.Unread(1000); err == nil {
+					t.Errorf("%s: everything was read", name)
+				}
+				s.Accept([]queue.Arrival{scan("a", "new", "new")}) //nolint:errcheck // it may fail, it may not crash
+			}
 			s.Close()
 		} else if !errors.Is(err, queue.ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
