@@ -114,6 +114,11 @@ func (j *judge) imageFile(o *lane.Observation) {
 		c.Outcome, c.Codes, c.Text = lane.Inconclusive, []lane.Code{o.Image.Code}, sentence(o.Image.Damage)
 	}
 	j.add(c)
+	if o.Kind == lane.XRay && o.Image.Damage == "" {
+		// A whole file must not read as a parcel that was looked into.
+		j.add(lane.Check{Name: "xray/" + o.Device, Evidence: c.Evidence,
+			Text: "What the X-ray image shows was not judged: there is no reference to compare it with. Look at the picture."})
+	}
 }
 
 // gtins are the product codes the labels name.

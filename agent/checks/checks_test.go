@@ -73,8 +73,11 @@ func TestChecks(t *testing.T) {
 		want string // the check, its outcome, its codes
 		rec  lane.Recommendation
 	}{
-		"honest":                       {material(t), "vision/logo pass []", "none"},
-		"code and picture agree":       {material(t), "consistency/product pass []", "none"},
+		"honest":                 {material(t), "vision/logo pass []", "none"},
+		"code and picture agree": {material(t), "consistency/product pass []", "none"},
+		"an X-ray image nobody judged": {material(t, func(m *Material) {
+			m.Observations = append(m.Observations, &lane.Observation{Seq: 3, Device: "tunnel", Kind: lane.XRay, Image: &lane.ImageTaken{Width: 9, Height: 9}, Evidence: []lane.Evidence{{SHA256: lane.Sum([]byte("3"))}}})
+		}), "xray/tunnel inconclusive []", "none"},
 		"no watchlist":                 {material(t), "risk/watchlist inconclusive []", "none"},
 		"altered pack":                 {material(t, candidates(shown("velmaris-20", gtin, 3))), "vision/logo fail [IMG_LAYOUT]", "open_inspect"},
 		"altered, and a worse sibling": {material(t, candidates(shown("velmaris-40", "x", 9), shown("velmaris-20", gtin, 3))), "consistency/product pass []", "open_inspect"},
