@@ -62,6 +62,7 @@ crash: deps-test build
 
 # Draws the reference pack of the demonstration anew.
 packs: build
+	rm -rf testdata/packs/fictional/fakes
 	./bin/inspectd simulate pack testdata/packs/fictional
 
 clean:
