@@ -116,6 +116,9 @@ func (l *Link) Status() Status {
 	s := l.status
 	if l.nc != nil && l.nc.IsConnected() {
 		s.Connected, s.Server = true, l.nc.ConnectedAddr()
+	} else if s.State == Forwarding || s.State == Refused {
+		// The loop hears of a lost connection only when it wants to send.
+		s.State, s.Error = Connecting, "no connection"
 	}
 	return s
 }
