@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"inspectd.org/inspectd/agent/lane"
 	"inspectd.org/inspectd/queue"
@@ -95,7 +96,13 @@ func (d *Daemon) examine(ctx context.Context, o *lane.Observation, packs *vision
 		case kept.Attempts >= maxAttempts:
 			return answer{seq: o.Seq, why: fmt.Sprintf("it crashed or delayed the vision worker %d times and is parked", kept.Attempts)}
 		}
-		if err := d.attempt(ctx, packs, digest, key, kept); err != nil {
+		switch err := d.attempt(ctx, packs, digest, key, kept); {
+		case errors.Is(err, queue.ErrFull): // the report waits for room too
+			select {
+			case <-time.After(retryFull):
+			case <-ctx.Done():
+			}
+		case err != nil:
 			return answer{seq: o.Seq, why: err.Error()}
 		}
 	}

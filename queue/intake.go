@@ -78,7 +78,6 @@ type DeviceStats struct {
 	Last        time.Time `json:"last_message"`
 	LastRefusal *Refusal  `json:"last_refusal,omitempty"`
 	RefusedAt   time.Time `json:"last_refusal_time,omitzero"`
-	LastSeq     uint64    `json:"last_seq"`
 }
 
 // dedupeWindow is how many observations back a redelivery is recognised by its
@@ -321,7 +320,6 @@ func count(tx *bbolt.Tx, a *Arrival, r Receipt) error {
 	switch r.Result {
 	case Stored:
 		d.Stored++
-		d.LastSeq = r.Seq
 		if img := a.Observation.Image; img != nil && img.Damage != "" {
 			d.Damaged++
 			d.LastRefusal, d.RefusedAt = &Refusal{img.Code, img.Damage}, a.Received

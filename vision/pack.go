@@ -210,9 +210,6 @@ func (p *Product) HasGTIN(gtins []string) bool {
 	return slices.ContainsFunc(p.GTINs, func(g string) bool { return slices.Contains(gtins, g) })
 }
 
-// FaceFile returns the PNG of the genuine face.
-func (p *Product) FaceFile() []byte { return p.face }
-
 // Known returns the names of the products that carry one of the GTINs.
 func (p *Packs) Known(gtins []string) (names []string) {
 	for _, pack := range p.List {

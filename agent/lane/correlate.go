@@ -280,8 +280,8 @@ type Grouping struct {
 
 // Group correlates a set of observations, given in any order and with any
 // repetitions, as the lane would have done while they arrived; at the end it
-// closes what had fallen silent at elapsed. It is what the running lane does one
-// observation at a time, and what a replay does.
+// closes what had fallen silent at elapsed. The running lane takes the same steps one
+// observation at a time; its tests compare the two.
 func (r Rules) Group(set []*Observation, elapsed time.Duration) Grouping {
 	sorted := slices.Clone(set)
 	sort.SliceStable(sorted, func(i, j int) bool { return sorted[i].Seq < sorted[j].Seq })

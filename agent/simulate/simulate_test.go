@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +87,43 @@ func TestScenarios(t *testing.T) {
 	}
 	if v.Quarantined != uint64(quarantined) || v.Confirmed != v.Events {
 		t.Errorf("%d messages in quarantine, want %d; %d of %d events confirmed", v.Quarantined, quarantined, v.Confirmed, v.Events)
+	}
+	checkGrouping(t, filepath.Join(dir, "data"))
+}
+
+// checkGrouping: what the lane grouped while it ran is what the pure rules make of
+// the same observations.
+func checkGrouping(t *testing.T, data string) {
+	t.Helper()
+	s, err := queue.Open(data, queue.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	st, err := s.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []uint64
+	for seq := range st.Stored {
+		all = append(all, seq+1)
+	}
+	observations, err1 := s.Observations(all)
+	ran, err2 := s.Recent(int(st.Stored))
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	rules := lane.Rules{OpenOn: []string{"scan-in"}, CloseOn: []string{"scan-out"}, CloseAfter: 8 * time.Second, Linger: 3 * time.Second,
+		LateFor: 12 * time.Hour, Expected: []lane.Kind{lane.Label, lane.XRay, lane.Camera}}
+	want := rules.Group(observations, observations[len(observations)-1].Elapsed).Inspections
+	slices.Reverse(ran) // newest first
+	if len(ran) != len(want) {
+		t.Fatalf("the lane made %d inspections, the rules %d", len(ran), len(want))
+	}
+	for i := range want {
+		if ran[i].ID != want[i].ID || !slices.Equal(ran[i].Observations, want[i].Observations) {
+			t.Errorf("inspection %d: the lane has %s %v, the rules %s %v", i, ran[i].ID, ran[i].Observations, want[i].ID, want[i].Observations)
+		}
 	}
 }
 
